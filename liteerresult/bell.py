@@ -1,0 +1,354 @@
+"""
+Waking: writers ring a bell file after their commit, waiters watch it.
+
+Ringing is writing one byte to ``<database>-bell``; on Linux the kernel tells every watcher (inotify).
+A process has one inotify instance, because a user may have only 128, shared by its threads: the
+thread that waits first reads for all of them and hands over when it leaves. asyncio loops read the
+same instance by ``add_reader``. Where there is no inotify, waiters poll with back-off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import sys
+import threading
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["FALLBACK_TICK", "Bell", "Watch", "notification_in_use"]
+
+FALLBACK_TICK = 0.25
+"""
+A waiter looks this often, in seconds, whether or not the bell rang: for writers that don't ring (plain
+SQL) or died between commit and bell.
+"""
+
+POLL_FIRST, POLL_LONGEST, POLL_GROWTH = 0.001, 0.05, 1.5
+"""Back-off where there are no file events, in seconds."""
+
+
+class Watch:
+    """
+    One waiter's ear. Made armed: what is rung from now on is heard by the next `wait`.
+
+    Attributes:
+        names: Names of files in watched folders whose writer closed them since they were last taken.
+    """
+
+    __slots__ = ("_delay", "_fired", "_future", "_gate", "_hub", "_loop", "_pid", "_wds", "names")
+
+    def __init__(self, hub: _Hub, paths: Iterable[tuple[str, int]]) -> None:
+        self.names: set[str] = set()
+        self._hub = hub
+        self._pid = os.getpid()
+        self._fired = False
+        self._gate = threading.Lock()
+        self._gate.acquire()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._future: asyncio.Future[None] | None = None
+        self._delay = POLL_FIRST
+        self._wds = hub.arm(self, paths)
+
+    def wait(self, timeout: float | None) -> bool:
+        """Block until something was heard, and return True; or return False after *timeout* seconds."""
+        if self._hub.fd is None:
+            time.sleep(self._next_delay(timeout))
+            return False
+        return self._hub.wait(self, timeout)
+
+    async def wait_async(self, timeout: float | None) -> bool:
+        """Do the same without blocking the running loop, and without a thread."""
+        if self._hub.fd is None:
+            await asyncio.sleep(self._next_delay(timeout))
+            return False
+        return await self._hub.wait_async(self, timeout)
+
+    def fire(self) -> None:
+        """Make a `wait` that is under way, or the next one, return."""
+        self._hub.fire([self])
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._pid == os.getpid():
+            self._hub.disarm(self, self._wds)
+        self._wds = ()
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _next_delay(self, timeout: float | None) -> float:
+        delay, self._delay = self._delay, min(self._delay * POLL_GROWTH, POLL_LONGEST)
+        return delay if timeout is None else max(0.0, min(delay, timeout))
+
+
+class _Hub:
+    """The process's inotify instance and everybody who waits on it."""
+
+    def __init__(self) -> None:
+        self.fd: int | None = None
+        self._mutex = threading.Lock()
+        self._listeners: dict[int, set[Watch]] = {}
+        self._paths: dict[str, int] = {}
+        self._led = False
+        self._followers: list[Watch] = []
+        self._loops: dict[asyncio.AbstractEventLoop, int] = {}
+        self._inotify: Any = None
+        if sys.platform == "linux":
+            self._open()
+
+    def _open(self) -> None:
+        import inotify_simple
+
+        try:
+            self._inotify = inotify_simple.INotify(nonblocking=True)
+        except OSError as exc:
+            warnings.warn(
+                f"no file events ({exc.strerror}), so waiting polls: close other watchers or raise fs.inotify.max_user_instances",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return
+        self.fd = self._inotify.fileno()
+        self._parse = inotify_simple.parse_events
+        self._poller = select.poll()
+        self._poller.register(self.fd, select.POLLIN)
+        self._kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poller.register(self._kick, select.POLLIN)
+
+    # Who listens to what
+
+    def arm(self, watch: Watch, paths: Iterable[tuple[str, int]]) -> tuple[int, ...]:
+        if self.fd is None:
+            return ()
+        with self._mutex:
+            self._read()  # what was heard before is not for the newcomer
+            wds = []
+            for path, mask in paths:
+                wd = self._paths.get(path)
+                if wd is None:
+                    try:
+                        wd = self._paths[path] = self._inotify.add_watch(path, mask)
+                    except OSError:  # the limit of watches, or the file is gone: the tick remains
+                        continue
+                self._listeners.setdefault(wd, set()).add(watch)
+                wds.append(wd)
+        return tuple(wds)
+
+    def disarm(self, watch: Watch, wds: tuple[int, ...]) -> None:
+        # The kernel's watch stays: adding and removing one costs more than an event nobody reads.
+        with self._mutex:
+            for wd in wds:
+                self._listeners.get(wd, set()).discard(watch)
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """Remove the kernel's watches of a store that is closed, unless someone still listens."""
+        with self._mutex:
+            for path in paths:
+                wd = self._paths.get(path)
+                if wd is not None and not self._listeners.get(wd):
+                    del self._paths[path]
+                    self._listeners.pop(wd, None)
+                    with contextlib.suppress(OSError):
+                        self._inotify.rm_watch(wd)
+
+    # Hearing
+
+    def _read(self) -> None:
+        """Read what the kernel has for us and mark who is meant. Called with the mutex held."""
+        try:
+            data = os.read(self.fd, 1 << 16)  # type: ignore[arg-type]
+        except BlockingIOError:
+            return
+        import inotify_simple
+
+        for event in self._parse(data):
+            if event.mask & inotify_simple.flags.Q_OVERFLOW:
+                self._mark({watch for listeners in self._listeners.values() for watch in listeners})
+                continue
+            listeners = self._listeners.get(event.wd, set())
+            if event.mask & inotify_simple.flags.IGNORED:  # the file was removed; the next waiter arms anew
+                self._paths = {path: wd for path, wd in self._paths.items() if wd != event.wd}
+            if event.name:
+                for watch in listeners:
+                    watch.names.add(event.name)
+            self._mark(listeners)
+
+    def _mark(self, watches: Iterable[Watch]) -> None:
+        for watch in watches:
+            watch._fired = True
+            if watch in self._followers:
+                self._followers.remove(watch)
+                watch._gate.release()
+            if watch._loop is not None:
+                with contextlib.suppress(RuntimeError):  # its loop was closed
+                    watch._loop.call_soon_threadsafe(_resolve, watch._future)
+
+    def fire(self, watches: Iterable[Watch]) -> None:
+        with self._mutex:
+            self._mark(watches)
+            if self._led:
+                os.eventfd_write(self._kick, 1)  # the leader sits in poll()
+
+    def wait(self, watch: Watch, timeout: float | None) -> bool:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        leading = False
+        try:
+            while True:
+                with self._mutex:
+                    if watch._fired:
+                        watch._fired = False
+                        return True
+                    remaining = None if deadline is None else deadline - time.monotonic()
+                    if remaining is not None and remaining <= 0:
+                        return False
+                    leading = not self._led
+                    if leading:
+                        self._led = True
+                    else:
+                        self._followers.append(watch)
+                if leading:
+                    self._poller.poll(None if remaining is None else remaining * 1000)
+                    with self._mutex:
+                        self._led = leading = False
+                        self._read()
+                        with contextlib.suppress(BlockingIOError):
+                            os.eventfd_read(self._kick)
+                else:
+                    self._follow(watch, remaining)
+        finally:
+            with self._mutex:
+                if leading:
+                    self._led = False
+                if not self._led and self._followers:
+                    self._followers.pop()._gate.release()  # the next one leads
+
+    def _follow(self, watch: Watch, timeout: float | None) -> None:
+        try:
+            woken = watch._gate.acquire(timeout=-1 if timeout is None else timeout)
+        except BaseException:
+            woken = False
+            raise
+        finally:
+            if not woken:
+                with self._mutex:
+                    if watch in self._followers:
+                        self._followers.remove(watch)
+                    else:  # released just now
+                        watch._gate.acquire(blocking=False)
+
+    async def wait_async(self, watch: Watch, timeout: float | None) -> bool:
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        with self._mutex:
+            self._read()
+            if watch._fired:
+                watch._fired = False
+                return True
+            watch._loop, watch._future = loop, future
+            self._loops[loop] = self._loops.get(loop, 0) + 1
+            if self._loops[loop] == 1:
+                loop.add_reader(self.fd, self._readable)  # type: ignore[arg-type]
+        timer = None if timeout is None else loop.call_later(max(timeout, 0.0), _resolve, future)
+        try:
+            await future
+        finally:
+            if timer is not None:
+                timer.cancel()
+            with self._mutex:
+                watch._loop = watch._future = None
+                fired, watch._fired = watch._fired, False
+                self._loops[loop] -= 1
+                if not self._loops[loop]:
+                    del self._loops[loop]
+                    loop.remove_reader(self.fd)  # type: ignore[arg-type]
+        return fired
+
+    def _readable(self) -> None:
+        with self._mutex:
+            self._read()
+
+    def close(self) -> None:
+        if self.fd is not None:
+            self._inotify.close()
+            os.close(self._kick)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+_hub: _Hub | None = None
+_hub_guard = threading.Lock()
+
+
+def _the_hub() -> _Hub:
+    global _hub  # noqa: PLW0603 - one per process is the point
+    if _hub is None:
+        with _hub_guard:
+            if _hub is None:
+                _hub = _Hub()
+    return _hub
+
+
+def _after_fork_in_child() -> None:
+    # The inherited instance shares its queue with the parent: reading it would steal the parent's events.
+    global _hub, _hub_guard  # noqa: PLW0603
+    if _hub is not None:
+        _hub.close()
+    _hub, _hub_guard = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def notification_in_use() -> str:
+    """Return how this process is woken: ``"inotify"`` or ``"polling"``."""
+    return "polling" if _the_hub().fd is None else "inotify"
+
+
+class Bell:
+    """
+    The bell of one store.
+
+    Args:
+        path: The bell file, which exists.
+        fd: The same, open for writing; owned by the bell from now on.
+        folder: A folder in which the closing of files is heard too, by their names.
+    """
+
+    def __init__(self, path: str, fd: int, folder: str) -> None:
+        self._fd = fd
+        self._paths = (path, folder)
+        self._channels: tuple[tuple[str, int], ...] = ()
+
+    def ring(self) -> None:
+        """Wake everybody who watches. What can't be rung is found by the fallback tick."""
+        with contextlib.suppress(OSError):
+            os.pwrite(self._fd, b"\n", 0)
+
+    def watch(self) -> Watch:
+        """Return an armed watch: close it, or use it as a context manager."""
+        if not self._channels and sys.platform == "linux":
+            from inotify_simple import flags
+
+            self._channels = ((self._paths[0], flags.MODIFY), (self._paths[1], flags.CLOSE_WRITE))
+        return Watch(_the_hub(), self._channels)
+
+    def close(self) -> None:
+        """Close the bell for good."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if _hub is not None and _hub.fd is not None:
+            _hub.forget(self._paths)

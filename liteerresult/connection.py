@@ -1,0 +1,361 @@
+"""Connections and the one way to write: queue, transaction, sync.
+
+A process has one connection per thread. Writers of this library queue on a kernel lock instead of
+SQLite's sleep-and-retry; a power-loss commit is synced after that lock is released, so that the
+syncs of several processes overlap. ``docs/design.md`` argues why nothing is lost that way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import sqlite3
+import sys
+import threading
+import time
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+
+from .errors import EncodeError, NotAResultStore, StoreBusy, StoreCorrupt, StoreError
+from .filesystem import check_path
+from .schema import check_format, prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = ["Database", "Durability", "Refused"]
+
+Durability = Literal["power-loss", "process-crash"]
+
+BUSY_TIMEOUT = 5.0
+"""How long to wait for a lock that another program holds, in seconds."""
+
+CHECKPOINT_PAGES = 2000
+"""The commit that brings the WAL to this many pages copies them into the database (4 MB)."""
+
+WAL_LIMIT = 64 << 20
+"""A WAL above this many bytes is warned about, and cut back to it once it can be."""
+
+_T = TypeVar("_T")
+_SYNC_AFTER_RELEASE = sys.platform == "linux"
+_WAL_CHECK_EVERY = 512
+
+# Connections that a forked child inherited. Using or closing them would disturb the parent's locks,
+# and so would their garbage collection: they are kept until the child ends.
+_abandoned: list[object] = []
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+
+
+class Refused(Exception):  # noqa: N818 - internal: the store turns it into a TransitionError
+    """A trigger of schema.sql aborted the statement; ``args[0]`` is its reason."""
+
+
+class _Connection:
+    """A thread's connection, closed when the thread ends; left alone in a forked child."""
+
+    def __init__(self, raw: sqlite3.Connection, owner: Database) -> None:
+        self.raw = raw
+        self.pid = os.getpid()
+        self._owner = weakref.ref(owner)
+
+    def __del__(self) -> None:
+        if self.pid != os.getpid():
+            _abandoned.append(self.raw)
+            return
+        owner = self._owner()
+        if owner is not None:
+            owner.release(self.raw)
+
+
+class Database:
+    """
+    The file: a connection for each thread, and `transact` for every change.
+
+    Args:
+        path: The database file; created if there is none.
+        durability: ``"power-loss"``: what was acknowledged survives the machine going down.
+            ``"process-crash"``: it survives any death of processes, and is faster.
+
+    Raises:
+        ValueError: *durability* is not one of the two, or *path* is not a file's path.
+        StoreError: The path can't be used; subclasses say more closely why.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], durability: Durability = "power-loss") -> None:
+        if durability not in get_args(Durability):
+            msg = f"durability is 'power-loss' or 'process-crash', not {durability!r}"
+            raise ValueError(msg)
+        self.path = check_path(path)
+        self.durability = durability
+        self._syncs = durability == "power-loss" and _SYNC_AFTER_RELEASE
+        self.closed = False
+        self._warned_at = WAL_LIMIT
+        self._reset()
+        with self.mapped_errors():
+            check_format(self.path)  # before anything is made beside a file that is not ours
+            self.connection()
+            self._sync_folder()
+        _databases.add(self)
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._local = threading.local()
+        self._raw: set[sqlite3.Connection] = set()
+        self._guard = threading.Lock()
+        self._turn = threading.Lock()
+        self._lock_fd = -1
+        self._wal_fd = -1
+        self._commits = 0
+
+    # Connections
+
+    def connection(self) -> sqlite3.Connection:
+        """Return this thread's connection, opened on first use."""
+        try:
+            return self._local.connection.raw  # type: ignore[no-any-return]
+        except AttributeError:
+            pass
+        if self.closed:
+            msg = f"the store {self.path} is closed"
+            raise StoreError(msg, path=self.path)
+        with self.mapped_errors():
+            if self._lock_fd < 0:
+                self._lock_fd = self.open_side_file("-lock")
+            raw = self._connect()
+        self._local.connection = _Connection(raw, self)
+        return raw
+
+    def _connect(self) -> sqlite3.Connection:
+        raw = sqlite3.connect(
+            self.path,
+            timeout=BUSY_TIMEOUT,
+            isolation_level=None,
+            check_same_thread=False,  # close() closes the connections of all threads
+            cached_statements=256,
+        )
+        try:
+            with self._queued():
+                prepare(raw, self.path)
+            full = self.durability == "power-loss" and not self._syncs
+            raw.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
+            raw.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+            raw.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
+            with self._guard:
+                self._open_wal()
+                self._raw.add(raw)
+        except BaseException:
+            raw.close()
+            raise
+        return raw
+
+    def _open_wal(self) -> None:
+        # SQLite keeps no locks on the WAL, so opening it by hand is safe (the database and -shm are
+        # not). It is removed only when no connection is left anywhere: a new connection looks anew.
+        path = self.path + "-wal"
+        if self._wal_fd >= 0:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(self._wal_fd), os.stat(path)):
+                    return
+            os.close(self._wal_fd)
+            self._wal_fd = -1
+        self._wal_fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def open_side_file(self, suffix: str) -> int:
+        """Open (create) a file beside the database, readable and writable for the same users."""
+        fd = os.open(self.path + suffix, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        with contextlib.suppress(OSError):  # not our file, or no database yet
+            mode = os.stat(self.path).st_mode & 0o777
+            if os.fstat(fd).st_mode & 0o777 != mode:
+                os.fchmod(fd, mode)
+        return fd
+
+    def _sync_folder(self) -> None:
+        if self.durability == "power-loss":
+            fd = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def release(self, raw: sqlite3.Connection) -> None:
+        """Close the connection of a thread that ended."""
+        with self._guard:
+            self._raw.discard(raw)
+        raw.close()
+
+    def close(self) -> None:
+        """Close this process's connections, of all threads. The object can't be used any more."""
+        if self.closed:
+            return
+        self.closed = True
+        with self._guard:
+            connections, self._raw = self._raw, set()
+        self._local = threading.local()
+        for raw in connections:
+            raw.close()
+        for fd in (self._wal_fd, self._lock_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._wal_fd = self._lock_fd = -1
+
+    def after_fork_in_child(self) -> None:
+        """Abandon what the parent had open: see `_abandoned`."""
+        _abandoned.append((self._local, self._raw))
+        # The lock belongs to the open file that parent and child now share: closing this copy
+        # releases nothing, keeping it would hold the parent's lock beyond the parent's death.
+        for fd in (self._wal_fd, self._lock_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._reset()
+
+    # Reading
+
+    def read(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[Any]:
+        """Run a query to its end: an unfinished one would pin the WAL."""
+        try:
+            return self.connection().execute(sql, parameters).fetchall()
+        except sqlite3.Error as exc:
+            raise self.mapped(exc) from exc
+
+    # Writing
+
+    def transact(self, operation: Callable[[sqlite3.Connection], _T], *, durable: bool = True) -> _T:
+        """
+        Run *operation* in one write transaction, behind the other writers.
+
+        Args:
+            operation: Gets the connection. What it raises rolls the transaction back.
+            durable: False leaves the power-loss sync to a later `sync` or durable commit.
+
+        Raises:
+            Refused: A trigger refused a change.
+            StoreError: The file can't be written; nothing was changed.
+        """
+        connection = self.connection()
+        started = time.monotonic()
+        try:
+            self._take_turn()
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    value = operation(connection)
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+            finally:
+                self._end_turn()
+        except sqlite3.Error as exc:
+            raise self.mapped(exc, time.monotonic() - started) from exc
+        if durable:
+            self.sync()
+        return value
+
+    def sync(self) -> None:
+        """
+        Return once every commit of this process so far survives power loss, if this store promises that.
+
+        Raises:
+            StoreError: The disk refused: the commits stand, and may be lost if the machine goes down.
+        """
+        if self._syncs:
+            try:
+                os.fdatasync(self._wal_fd)
+            except OSError as exc:
+                msg = f"{self.path}: committed, but the disk did not confirm it ({exc})"
+                raise StoreError(msg, path=self.path) from exc
+        self._commits += 1
+        if self._commits % _WAL_CHECK_EVERY == 0:
+            self._check_wal()
+
+    def _check_wal(self) -> None:
+        size = os.fstat(self._wal_fd).st_size
+        if size > 2 * self._warned_at:
+            self._warned_at = size
+            warnings.warn(
+                f"{self.path}-wal has grown to {size >> 20} MB: some reader keeps a transaction open "
+                f"(an unfinished query in another program?); the file shrinks once it ends",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def _take_turn(self) -> None:
+        self._turn.acquire()
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+        except BaseException:
+            self._turn.release()
+            raise
+
+    def _end_turn(self) -> None:
+        fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+        self._turn.release()
+
+    @contextlib.contextmanager
+    def _queued(self) -> Iterator[None]:
+        self._take_turn()
+        try:
+            yield
+        finally:
+            self._end_turn()
+
+    # Errors
+
+    @contextlib.contextmanager
+    def mapped_errors(self) -> Iterator[None]:
+        """Turn driver and system errors into this package's."""
+        started = time.monotonic()
+        try:
+            yield
+        except sqlite3.Error as exc:
+            raise self.mapped(exc, time.monotonic() - started) from exc
+        except OSError as exc:
+            if isinstance(exc, StoreError):
+                raise
+            msg = f"{self.path}: {exc.strerror or exc}"
+            if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                msg += "; a store needs to write the file and the folder it is in"
+            raise StoreError(msg, path=self.path) from exc
+
+    def mapped(self, exc: sqlite3.Error, waited: float = 0.0) -> Exception:
+        """Return this package's error for a driver's, by its code."""
+        code = getattr(exc, "sqlite_errorcode", None)
+        name = getattr(exc, "sqlite_errorname", None)
+        if code is None:  # raised by the sqlite3 module itself
+            return StoreError(f"{self.path}: {exc}", path=self.path)
+        if code == sqlite3.SQLITE_CONSTRAINT_TRIGGER:
+            return Refused(str(exc))
+        primary = code & 0xFF
+        if primary == sqlite3.SQLITE_TOOBIG:
+            return EncodeError("the value is larger than SQLite's limit of 1 GB", remedy="store a file and record its path")
+        kind, advice = _KINDS.get(primary, (StoreError, ""))
+        if primary == sqlite3.SQLITE_BUSY:
+            advice = f"another program holds the lock; waited {waited:.1f} s"
+        error = kind(f"{self.path}: {exc}{'; ' if advice else ''}{advice}", path=self.path, sqlite_errorcode=code, sqlite_errorname=name)
+        if isinstance(error, StoreBusy):
+            error.waited = waited
+        return error
+
+
+_KINDS: dict[int, tuple[type[StoreError], str]] = {
+    sqlite3.SQLITE_BUSY: (StoreBusy, ""),
+    sqlite3.SQLITE_LOCKED: (StoreBusy, ""),
+    sqlite3.SQLITE_CORRUPT: (StoreCorrupt, "the file is damaged: restore a backup, or save what is left with `sqlite3 FILE .recover`"),
+    sqlite3.SQLITE_NOTADB: (NotAResultStore, "it was left as it was"),
+    sqlite3.SQLITE_FULL: (StoreError, "nothing was written; free some room and try again"),
+    sqlite3.SQLITE_READONLY: (StoreError, "a store needs to write the file and the folder it is in"),
+    sqlite3.SQLITE_CANTOPEN: (StoreError, "is the folder there, and writable?"),
+    sqlite3.SQLITE_IOERR: (StoreError, "nothing was written; the disk or file system reported an error"),
+}
+
+
+def _after_fork_in_child() -> None:
+    for database in list(_databases):
+        database.after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

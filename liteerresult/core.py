@@ -1,0 +1,181 @@
+"""What all verbs of a store stand on: the file, its side files, encoding, and the one way to write."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from .bell import FALLBACK_TICK, Bell
+from .clock import SystemClock
+from .connection import Database, Durability
+from .liveness import Owners
+from .serialization import Serializer
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Collection
+
+    from .bell import Watch
+    from .clock import Clock
+
+__all__ = ["StoreCore", "StoreWatch", "WakeCounts"]
+
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class WakeCounts:
+    """
+    What ended the waits of a store object so far.
+
+    Attributes:
+        events: File events: the bell, or the death of an owner.
+        ticks: The fallback tick.
+    """
+
+    events: int = 0
+    ticks: int = 0
+
+
+class StoreCore:
+    """The open store, without its verbs."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        durability: Durability,
+        serializer: str,
+        accept: tuple[str, ...],
+        clock: Clock | None,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._serializer = Serializer(serializer, accept)
+        self._options = (durability, serializer, tuple(accept))
+        self._db = Database(path, durability)
+        self.path = self._db.path
+        """The database file, as an absolute path."""
+        self.clock: Clock = clock or SystemClock()
+        self._new_id = new_id
+        self.fallback_tick: float | None = FALLBACK_TICK
+        """How often a waiter looks without having heard anything, in seconds; None: never (for measuring)."""
+        self.wakes = WakeCounts()
+        with self._db.mapped_errors():
+            self._bell = Bell(f"{self.path}-bell", self._db.open_side_file("-bell"), f"{self.path}-owners")
+            self._owners = Owners(f"{self.path}-owners")
+
+    @property
+    def closed(self) -> bool:
+        """True once `close` was called."""
+        return self._db.closed
+
+    def close(self) -> None:
+        """
+        Close this process's connections and let go of its tasks: what it left unfinished is lost for good.
+
+        The object can't be used any more. Other processes, and other store objects, go on.
+        """
+        self._db.close()
+        self._bell.close()
+        self._owners.release()
+
+    def _write(self, operation: Callable[[sqlite3.Connection], _T], *, durable: bool = True) -> _T:
+        """Run *operation* in a write transaction, then wake the waiters."""
+        value = self._db.transact(operation, durable=durable)
+        self._bell.ring()
+        return value
+
+    def watch(self) -> StoreWatch:
+        """Return an armed watch: what changes from now on ends its `wait`. Use it as a context manager."""
+        return StoreWatch(self, self._bell.watch())
+
+    _json: Serializer
+
+    def settle(self, owner: str) -> list[str]:
+        """Fail what a dead owner left; return the ids."""
+        raise NotImplementedError
+
+    def owners(self) -> list[str]:
+        """Return the ids of all recorded owners, dead ones included."""
+        return [row[0] for row in self._db.read("SELECT id FROM owners")]
+
+    def owner_is_alive(self, owner: str) -> bool:
+        """Tell whether an owner's process is alive, from its lock."""
+        return owner == self._owners.own or self._owners.is_alive(owner)
+
+
+class StoreWatch:
+    """An armed watch on a store. Whoever waits also notices the dead."""
+
+    __slots__ = ("_probed", "_store", "_watch")
+
+    def __init__(self, store: StoreCore, watch: Watch) -> None:
+        self._store = store
+        self._watch = watch
+        self._probed: set[str] = set()
+
+    def wait(self, timeout: float | None, owners: Collection[str] | None = None) -> None:
+        """
+        Return when the store may have changed, or after *timeout* seconds.
+
+        Args:
+            timeout: In seconds; None for no limit.
+            owners: Owners whose death matters to the waiter; None for any.
+        """
+        if not self._settle_dead(owners):
+            limit = self._limit(timeout)
+            self._count(self._watch.wait(limit), limit == timeout, owners)
+
+    async def wait_async(self, timeout: float | None, owners: Collection[str] | None = None) -> None:
+        """Do the same without blocking the running loop."""
+        if not self._settle_dead(owners):
+            limit = self._limit(timeout)
+            self._count(await self._watch.wait_async(limit), limit == timeout, owners)
+
+    def fire(self) -> None:
+        """Make the wait return now; from any thread."""
+        self._watch.fire()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._watch.close()
+
+    def __enter__(self) -> StoreWatch:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._watch.close()
+
+    def _limit(self, timeout: float | None) -> float | None:
+        tick = self._store.fallback_tick
+        if tick is None or timeout is None:
+            return tick if timeout is None else timeout
+        return min(tick, timeout)
+
+    def _count(self, heard: bool, ended: bool, owners: Collection[str] | None) -> None:
+        wakes = self._store.wakes
+        if not heard:
+            if not ended:
+                wakes.ticks += 1
+                self._probed.clear()  # an event may have been lost: look at everybody again
+            return
+        wakes.events += 1
+        while self._watch.names:
+            with contextlib.suppress(KeyError):  # another thread's hub may add meanwhile
+                self._probed.discard(self._watch.names.pop().removesuffix(".lock"))
+        self._settle_dead(owners)
+
+    def _settle_dead(self, owners: Collection[str] | None) -> bool:
+        """Probe those that were not probed yet; return whether anything was settled."""
+        store = self._store
+        if owners is None:
+            owners = store.owners()
+        settled = False
+        for owner in owners:
+            if owner not in self._probed:
+                self._probed.add(owner)
+                if not store.owner_is_alive(owner):
+                    settled = bool(store.settle(owner)) or settled
+        return settled

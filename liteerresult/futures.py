@@ -1,0 +1,125 @@
+"""`concurrent.futures.Future`s of stored results: one thread a backend and process completes them all."""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import Future, InvalidStateError
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from .states import DONE
+
+if TYPE_CHECKING:
+    from .backend import Backend, TaskMeta, Waiting
+
+__all__ = ["future_of"]
+
+
+class _Completer:
+    """Waits for every task that somebody has a future of; its thread ends when there is none left."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.pid = os.getpid()
+        self._backend = backend
+        self._mutex = threading.Lock()
+        self._new: dict[str, list[Future[Any]]] = {}
+        self._watch: Waiting | None = None
+        self._running = False
+
+    def add(self, task_id: str, future: Future[Any]) -> None:
+        with self._mutex:
+            self._new.setdefault(task_id, []).append(future)
+            if self._watch is not None:
+                self._watch.fire()
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, name="liteerresult-futures", daemon=True).start()
+
+    def _run(self) -> None:
+        pending: dict[str, list[Future[Any]]] = {}
+        try:
+            with self._backend.watch() as watch:
+                with self._mutex:
+                    self._watch = watch
+                number = self._backend.completion_number()
+                while self._take(pending):
+                    number = self._look(pending, number)
+                    if pending and not self._new:
+                        watch.wait(None)
+        except BaseException as exc:  # noqa: BLE001 - nobody else could hear of it
+            with self._mutex:
+                self._running, self._watch = False, None
+                lost, self._new = [*pending.values(), *self._new.values()], {}
+            for futures in lost:
+                for future in futures:
+                    _settle(future, exc, failed=True)
+
+    def _take(self, pending: dict[str, list[Future[Any]]]) -> bool:
+        """Take over what was added, completing what is ready already; False if the thread may end."""
+        with self._mutex:
+            new, self._new = self._new, {}
+            if not new and not pending:
+                self._running, self._watch = False, None
+                return False
+        for task_id, futures in new.items():
+            pending.setdefault(task_id, []).extend(futures)
+        if new:
+            for meta in self._backend.get_many(list(new)):
+                if meta.ready:
+                    _complete(meta, pending.pop(meta.task_id))
+        return True
+
+    def _look(self, pending: dict[str, list[Future[Any]]], number: int) -> int:
+        number, completed = self._backend.completed_since(number)
+        hits = [task_id for task_id in completed if task_id in pending]
+        for meta in self._backend.get_many(hits) if hits else ():
+            if meta.ready:
+                _complete(meta, pending.pop(meta.task_id))
+        for task_id in [task_id for task_id, futures in pending.items() if all(f.cancelled() for f in futures)]:
+            del pending[task_id]
+        return number
+
+
+def _complete(meta: TaskMeta, futures: list[Future[Any]]) -> None:
+    for future in futures:
+        try:
+            if meta.status == DONE:
+                _settle(future, meta.value())
+            else:
+                _settle(future, meta.exception(), failed=True)
+        except Exception as exc:  # noqa: BLE001 - a row that can't be decoded is the future's outcome
+            _settle(future, exc, failed=True)
+
+
+def _settle(future: Future[Any], outcome: Any, *, failed: bool = False) -> None:
+    try:
+        if failed:
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+    except InvalidStateError:  # cancelled by its holder
+        pass
+
+
+_completers: WeakKeyDictionary[Backend, _Completer] = WeakKeyDictionary()
+_guard = threading.Lock()
+
+
+def _after_fork_in_child() -> None:
+    global _completers, _guard  # noqa: PLW0603 - the parent's threads are not here
+    _completers, _guard = WeakKeyDictionary(), threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def future_of(backend: Backend, task_id: str) -> Future[Any]:
+    """Return a future that gets the task's value, or its exception, once it is final."""
+    future: Future[Any] = Future()
+    with _guard:
+        completer = _completers.get(backend)
+        if completer is None:
+            completer = _completers[backend] = _Completer(backend)
+    completer.add(task_id, future)
+    return future

@@ -1,0 +1,172 @@
+"""A store's verbs on groups and family links, each beside its SQL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .backend import GroupCounts, check_id
+from .groups import GroupResult, ResultSet
+from .results import EagerResult
+from .tasks import TaskVerbs
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable, Iterator
+
+    from .results import ResultBase
+
+__all__ = ["GroupVerbs"]
+
+_INSERT_GROUP = "INSERT INTO groups (id, parent_id, created_at) VALUES (?, ?, ?)"
+
+_SAVED_AGAIN = "UPDATE groups SET saved = 1, parent_id = coalesce(?, parent_id) WHERE id = ?"
+
+_MEMBERS = "SELECT coalesce(task_id, child_id), child_id IS NOT NULL FROM group_members WHERE group_id = ? ORDER BY position"
+
+_REMOVE_MEMBERS = "DELETE FROM group_members WHERE group_id = ?"
+
+_ADD_MEMBER = "INSERT INTO group_members (group_id, position, task_id, child_id) VALUES (?, ?, ?, ?)"
+
+_IS_SAVED = "SELECT 1 FROM groups WHERE id = ? AND saved"
+
+# A group that others contain stays for their sake, under no name of its own.
+_UNSAVE = "UPDATE groups SET saved = 0 WHERE id = ?"
+
+_DELETE_UNSAVED = "DELETE FROM groups WHERE saved = 0 AND id NOT IN (SELECT child_id FROM group_members WHERE child_id IS NOT NULL)"
+
+_COUNTS = "SELECT size, done, failed, revoked, members, tasks_done + groups_done FROM groups WHERE id = ?"
+
+_PARENT = """
+    SELECT parent_id,
+        EXISTS (SELECT 1 FROM groups WHERE id = parent_id) AND NOT EXISTS (SELECT 1 FROM tasks WHERE id = parent_id)
+    FROM (SELECT parent_id FROM tasks WHERE id = :id UNION ALL SELECT parent_id FROM groups WHERE id = :id)
+    WHERE parent_id IS NOT NULL LIMIT 1"""
+
+# A group stands for its members, and a nested group for nothing of its own.
+_CHILDREN = """
+    SELECT id, 1, created_at, number FROM groups
+    WHERE parent_id = :id AND saved AND NOT EXISTS (
+        SELECT 1 FROM group_members AS m JOIN groups AS outer_group ON outer_group.id = m.group_id
+        WHERE m.child_id = groups.id AND outer_group.parent_id = :id)
+    UNION ALL
+    SELECT id, 0, created_at, number FROM tasks
+    WHERE parent_id = :id AND NOT EXISTS (
+        SELECT 1 FROM group_tasks AS t JOIN groups ON groups.number = t.group_number
+        WHERE t.task_id = tasks.id AND groups.parent_id = :id)
+    ORDER BY 3, 4"""
+
+
+class GroupVerbs(TaskVerbs):
+    """Verbs on groups."""
+
+    def create_group(
+        self,
+        results_or_ids: Iterable[ResultBase | str],
+        group_id: str | None = None,
+        parent: ResultBase | str | None = None,
+    ) -> GroupResult:
+        """
+        Record a group of tasks, and return it saved.
+
+        Args:
+            results_or_ids: Results of tasks or groups, or ids of tasks (recorded or not), in order.
+            group_id: Its id; a new one if None.
+            parent: What submits it; the task that is running in this context if None.
+
+        Raises:
+            ValueError: A member is in no store, or in another one.
+        """
+        parent_id = self._parent_id(parent)
+        group_id = self._new_id() if group_id is None else check_id(group_id, "group id")
+        group = GroupResult(group_id, list(results_or_ids), backend=self)
+        self._save(group, parent_id)
+        return self._marked(group)
+
+    def save_group(self, group: GroupResult) -> GroupResult:
+        """
+        Store a group with its order, nesting and parent; saving again stores what has changed.
+
+        Raises:
+            ValueError: A member is in no store, or in another one.
+        """
+        parent = group.parent
+        self._save(group, None if parent is None else self._parent_id(parent))
+        return self._marked(group)
+
+    def _marked(self, group: GroupResult) -> GroupResult:
+        for member in group.results:
+            if isinstance(member, GroupResult):
+                self._marked(member)
+        group.mark_as_stored()
+        return group
+
+    def _save(self, group: GroupResult, parent_id: str | None) -> None:
+        self._check_members(group)
+        now = self.clock.time()
+        self._write(lambda connection: self._save_in(connection, group, parent_id, now))
+
+    def _check_members(self, group: GroupResult) -> None:
+        for member in group.results:
+            if isinstance(member, GroupResult):
+                self._check_members(member)
+            elif isinstance(member, EagerResult | ResultSet):
+                msg = f"{member!r} is in no store, so the group {group.id!r} can't be stored with it"
+                raise ValueError(msg)  # noqa: TRY004 - its type may be a member, but not of a stored group
+            elif getattr(member.backend, "path", None) != self.path:
+                msg = f"task {member.id!r} is in another store than group {group.id!r}"
+                raise ValueError(msg)
+
+    def _save_in(self, connection: sqlite3.Connection, group: GroupResult, parent_id: str | None, now: float) -> None:
+        wanted = []
+        for position, member in enumerate(group.results):
+            if isinstance(member, GroupResult):
+                parent = member.parent
+                self._save_in(connection, member, None if parent is None else self._parent_id(parent), now)
+                wanted.append((group.id, position, None, member.id))
+            else:
+                wanted.append((group.id, position, member.id, None))
+        if connection.execute("SELECT 1 FROM groups WHERE id = ?", (group.id,)).fetchone() is None:
+            connection.execute(_INSERT_GROUP, (group.id, parent_id, now))
+        else:
+            connection.execute(_SAVED_AGAIN, (parent_id, group.id))
+            stored = connection.execute(_MEMBERS, (group.id,)).fetchall()
+            if stored == [(task_id or child_id, int(child_id is not None)) for _, _, task_id, child_id in wanted]:
+                return
+            connection.execute(_REMOVE_MEMBERS, (group.id,))
+        connection.executemany(_ADD_MEMBER, wanted)
+
+    def restore_group(self, group_id: str) -> GroupResult | None:
+        """Return a stored group, its members read when they are asked for; None if there is no such group."""
+        if self._db.read(_IS_SAVED, (check_id(group_id, "group id"),)):
+            return GroupResult.stored(group_id, self)
+        return None
+
+    def delete_group(self, group_id: str) -> None:
+        """Delete a stored group, not its tasks; nothing happens if there is none."""
+        check_id(group_id, "group id")
+
+        def operation(connection: sqlite3.Connection) -> None:
+            connection.execute(_UNSAVE, (group_id,))
+            while connection.execute(_DELETE_UNSAVED).rowcount > 0:
+                pass  # what only they contained
+
+        self._write(operation)
+
+    def group_members(self, group_id: str) -> Iterator[tuple[str, bool]]:
+        """Yield the ids of a stored group's members, in order, each with whether it is a group."""
+        for member, is_group in self._db.read(_MEMBERS, (group_id,)):
+            yield member, bool(is_group)
+
+    def group_counts(self, group_id: str) -> GroupCounts | None:
+        """Return a stored group's counts in one indexed read, whatever its size; None if there is no such group."""
+        rows: list[Any] = self._db.read(_COUNTS, (group_id,))
+        return GroupCounts(*rows[0]) if rows else None
+
+    def parent_of(self, task_id: str) -> tuple[str, bool] | None:
+        """Return the id of a task's, or group's, parent and whether that is a group; None if it has none."""
+        rows = self._db.read(_PARENT, {"id": task_id})
+        return (rows[0][0], bool(rows[0][1])) if rows else None
+
+    def children_of(self, task_id: str) -> list[tuple[str, bool]]:
+        """Return the ids of what a task submitted, in order, each with whether it is a group."""
+        return [(row[0], bool(row[1])) for row in self._db.read(_CHILDREN, {"id": task_id})]

@@ -1,0 +1,127 @@
+"""
+Who is alive: each process that answers for tasks holds a lock that the kernel drops at its death.
+
+The closing of a dead process's lock file is itself a file event, so waiters hear of a death as they
+hear the bell. Nothing here depends on time, heartbeats or process ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import socket
+import threading
+import uuid
+import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from filelock import BaseFileLock
+
+__all__ = ["Owners", "parse_owner"]
+
+SUFFIX = ".lock"
+
+# Lock objects that a forked child inherited: their release, or garbage collection, could drop the parent's lock.
+_abandoned: list[object] = []
+_all: weakref.WeakSet[Owners] = weakref.WeakSet()
+
+
+def parse_owner(owner: str) -> tuple[int | None, str | None]:
+    """Return the process id and host name that an owner id tells, as far as it does."""
+    match = re.match(r"(\d+)@(.*)-[0-9a-f]{32}\Z", owner)
+    return (int(match[1]), match[2]) if match else (None, None)
+
+
+class Owners:
+    """
+    The owners of one store's tasks: this process's own lock, and a look at the others'.
+
+    Args:
+        folder: Where the lock files are; made if it is not there.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        os.makedirs(folder, exist_ok=True)
+        self._reset()
+        _all.add(self)
+
+    def _reset(self) -> None:
+        self._guard = threading.Lock()
+        self._lock: BaseFileLock | None = None
+        self.own: str | None = None
+        """This process's owner id, or None if it never asked for one."""
+
+    def acquire(self) -> str:
+        """Return this process's owner id, taking its lock at the first call."""
+        if self.own is not None:
+            return self.own
+        with self._guard:
+            if self.own is None:
+                from filelock import FileLock
+
+                host = re.sub(r"[^\w.-]", "_", socket.gethostname())
+                owner = f"{os.getpid()}@{host}-{uuid.uuid4().hex}"
+                os.makedirs(self.folder, exist_ok=True)
+                # thread_local=False: any thread may release it. Nobody else knows the name yet, so no wait.
+                self._lock = FileLock(self._path(owner), thread_local=False, fallback_to_soft=False, timeout=0)
+                self._lock.acquire()
+                self.own = owner
+        return self.own
+
+    def is_alive(self, owner: str) -> bool:
+        """Tell whether *owner*'s process still holds its lock."""
+        try:
+            # Opened for reading only: closing a descriptor for writing would wake every waiter.
+            fd = os.open(self._path(owner), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            # Shared, so that two who look at once don't take each other for the owner.
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def names(self) -> Iterator[str]:
+        """Yield the ids of all owners that have a lock file, dead ones included."""
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self.folder):
+                if name.endswith(SUFFIX):
+                    yield name.removesuffix(SUFFIX)
+
+    def discard(self, owner: str) -> None:
+        """Delete the lock file of a dead owner whose tasks are settled."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._path(owner))
+
+    def release(self) -> None:
+        """Let go of this process's own lock, if it has one."""
+        with self._guard:
+            lock, self._lock = self._lock, None
+            self.own = None
+        if lock is not None:
+            lock.release(force=True)
+
+    def after_fork_in_child(self) -> None:
+        """Leave the parent's ownership to the parent: filelock closes the inherited descriptor unlocked."""
+        _abandoned.append(self._lock)
+        self._reset()
+
+    def _path(self, owner: str) -> str:
+        return os.path.join(self.folder, owner.replace("/", "_") + SUFFIX)
+
+
+def _after_fork_in_child() -> None:
+    for owners in list(_all):
+        owners.after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

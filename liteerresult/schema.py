@@ -1,0 +1,132 @@
+"""The file's format: made from ``schema.sql``, recognised, and brought up to date."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from importlib import resources
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from .errors import NotAResultStore, SchemaMismatch, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import sqlite_utils
+
+    Migrations = Mapping[int, Callable[["sqlite_utils.Database"], None]]
+
+__all__ = ["APPLICATION_ID", "FORMAT", "check_format", "prepare"]
+
+APPLICATION_ID = 0x6C657272
+"""``PRAGMA application_id`` of a store: "lerr"."""
+
+FORMAT = 1
+"""``PRAGMA user_version`` that this code writes."""
+
+OLDEST_SQLITE = (3, 38, 0)
+
+MIGRATIONS: Migrations = {}
+"""For each older format, the step to the next one. Format 1 is the first."""
+
+
+def check_format(path: str) -> bool:
+    """
+    Tell whether there is a store at *path*, without changing a byte of what is there.
+
+    Returns:
+        False if there is no file, or an empty one.
+
+    Raises:
+        NotAResultStore: It is something else.
+        SchemaMismatch: It is in a newer format.
+    """
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        msg = f"SQLite {sqlite3.sqlite_version} is too old: a store needs 3.38.0 or newer"
+        raise StoreError(msg, path=path)
+    try:
+        if os.stat(path).st_size == 0 and not os.path.exists(path + "-wal"):
+            return False
+    except FileNotFoundError:
+        return False
+    # Read-only: closing an ordinary connection could write another application's WAL into its file.
+    raw = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, isolation_level=None)
+    try:
+        return _identify(raw, path) != 0
+    finally:
+        raw.close()
+
+
+def _identify(raw: sqlite3.Connection, path: str) -> int:
+    """Return the format of the open file, 0 for a new one; refuse any that is not ours to use."""
+    (application,) = raw.execute("PRAGMA application_id").fetchone()
+    (found,) = raw.execute("PRAGMA user_version").fetchone()
+    if application == APPLICATION_ID:
+        if found > FORMAT:
+            msg = f"{path} is in format {found}, this liteerresult knows formats up to {FORMAT}: install a newer one"
+            error = SchemaMismatch(msg, path=path)
+            error.found, error.known = found, FORMAT
+            raise error
+        return int(found)
+    (tables,) = raw.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application or found or tables:
+        msg = f"{path} is a SQLite database of another application; it was left as it was"
+        raise NotAResultStore(msg, path=path)
+    return 0
+
+
+def prepare(raw: sqlite3.Connection, path: str, migrations: Migrations = MIGRATIONS, target: int = FORMAT) -> None:
+    """
+    Make the open file a store of the current format, in one transaction: wholly or not at all.
+
+    The caller holds the writers' lock. A file that is up to date is only read.
+    """
+    found = _identify(raw, path)
+    if found == target:
+        return
+    if found == 0:
+        raw.execute("PRAGMA page_size = 2048")
+        raw.execute("PRAGMA journal_mode = WAL")  # can't be changed inside a transaction
+    raw.execute("BEGIN IMMEDIATE")
+    try:
+        found = _identify(raw, path)
+        if found == 0:
+            for statement in _statements():
+                raw.execute(statement)
+        else:
+            _migrate(raw, path, found, migrations, target)
+        raw.execute("COMMIT")
+    except BaseException:
+        if raw.in_transaction:
+            raw.execute("ROLLBACK")
+        raise
+
+
+def _statements() -> list[str]:
+    """Return the statements of schema.sql; ``executescript`` would commit before it starts."""
+    text = resources.files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
+    statements, current = [], ""
+    for line in text.splitlines(keepends=True):
+        if line.startswith("--") and not current:
+            continue
+        current += line
+        if sqlite3.complete_statement(current):
+            if current.strip():
+                statements.append(current.strip())
+            current = ""
+    return statements
+
+
+def _migrate(raw: sqlite3.Connection, path: str, found: int, migrations: Migrations, target: int) -> None:
+    import sqlite_utils  # 70 ms, and needed once in a file's life
+
+    for version in range(found, target):
+        if version not in migrations:
+            msg = f"{path} is in format {version}, which this liteerresult can't bring to format {target}"
+            error = SchemaMismatch(msg, path=path)
+            error.found, error.known = found, target
+            raise error
+        # Inside our transaction its atomic() nests as a savepoint and commits nothing.
+        migrations[version](sqlite_utils.Database(raw, execute_plugins=False, recursive_triggers=False))
+    raw.execute(f"PRAGMA user_version = {target}")

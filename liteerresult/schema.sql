@@ -1,0 +1,541 @@
+-- liteerresult, file format 1.
+--
+-- One file holds the results of work on one host. This page is the whole format: with it and the
+-- sqlite3 shell you can read and write everything that the Python package can.
+--
+--   Look:      SELECT * FROM task_overview;     SELECT * FROM group_overview;
+--   Create:    INSERT INTO tasks (id, name) VALUES ('frame-7', 'render');
+--   Finish:    UPDATE tasks SET status = 'DONE', result = '{"rows": 3}' WHERE id = 'frame-7';
+--   Fail:      UPDATE tasks SET status = 'FAILURE', result = '"disk full"' WHERE id = 'frame-7';
+--   Again:     UPDATE tasks SET status = 'PENDING', retries = retries + 1 WHERE id = 'frame-7';
+--   Group:     INSERT INTO groups (id) VALUES ('film');
+--              INSERT INTO group_members (group_id, position, task_id) VALUES ('film', 0, 'frame-7');
+--   Wake:      nothing to do: a waiter looks every 250 ms. To wake it at once, write one byte to the
+--              start of the file `<database>-bell` after the commit.
+--
+-- What a writer leaves out is filled in (times, completion number, encoding), every group counts along,
+-- and an illegal change is refused with its reason: the triggers below do that for every program.
+-- Times are Unix seconds (UTC). Ids are any non-empty text. SQLite 3.38 or newer.
+--
+-- Beside the file: -wal and -shm are SQLite's own; -bell is written after each commit; -lock queues the
+-- writers; -owners/ holds one locked file for each process that runs tasks. Copy a store with `.backup`,
+-- never by hand while it is in use.
+
+PRAGMA page_size = 2048;    -- a commit rewrites whole pages: small ones are cheaper here
+PRAGMA journal_mode = WAL;  -- readers never wait for a writer
+
+
+-- Tasks ---------------------------------------------------------------------------------------------
+
+CREATE TABLE tasks (
+    -- Order of creation.
+    number      INTEGER PRIMARY KEY,
+
+    id          TEXT NOT NULL UNIQUE
+                CONSTRAINT "a task id is not empty" CHECK (id <> ''),
+
+    -- What kind of work, for people: 'render'. May be NULL.
+    name        TEXT,
+
+    --   PENDING   known, waits for execution
+    --   STARTED   a live owner runs it
+    --   RETRY     an attempt failed, there will be another; result is its exception
+    --   PROGRESS  or any other upper-case name: a custom state; result is its meta
+    --   DONE      final; result is the return value
+    --   FAILURE   final; result is the exception
+    --   REVOKED   final; cancelled
+    status      TEXT NOT NULL DEFAULT 'PENDING'
+                CONSTRAINT "a status is an upper-case name (success is called DONE)"
+                CHECK (status GLOB '[A-Z]*' AND status NOT GLOB '*[^A-Z0-9_]*' AND status <> 'SUCCESS'),
+
+    -- Return value, exception or meta, as the status says. NULL is None.
+    result      ANY,
+
+    -- How result is written: 'json' (text) or 'pickle' (blob). NULL is read as 'json'.
+    encoding    TEXT,
+
+    -- Formatted traceback of the process that failed, for people.
+    traceback   TEXT,
+
+    -- The task or group that submitted this one.
+    parent_id   TEXT,
+
+    -- The call, in the same JSON as results: an array and an object.
+    args        ANY,
+    kwargs      ANY,
+
+    -- Identifies the call, so that a resumed batch can refuse changed inputs.
+    fingerprint TEXT,
+
+    -- Attempts before this one. A worker that holds an older number can't write any more.
+    retries     INTEGER NOT NULL DEFAULT 0 CHECK (retries >= 0),
+
+    -- The process that answers for this task (owners.id): its submitter while it waits, its worker
+    -- once it runs. If that process dies first, the task is FAILURE with WorkerLostError.
+    -- NULL: nobody in particular.
+    owner       TEXT,
+
+    -- Who will try again, and how often at most: if the owner dies while retries < max_retries, the task
+    -- is RETRY and goes back to this process (owners.id) instead of being FAILURE.
+    submitter   TEXT,
+    max_retries INTEGER NOT NULL DEFAULT 0 CHECK (max_retries >= 0),
+
+    created_at  REAL NOT NULL DEFAULT ((julianday('now') - 2440587.5) * 86400.0),
+    started_at  REAL,
+    done_at     REAL,
+
+    -- Completion number: 1, 2, 3 … in the order in which tasks of this file became final, never used
+    -- again. NULL while the task is not final.
+    done_number INTEGER
+) STRICT;
+
+CREATE UNIQUE INDEX tasks_by_completion ON tasks (done_number) WHERE done_number IS NOT NULL;
+CREATE INDEX tasks_by_parent ON tasks (parent_id) WHERE parent_id IS NOT NULL;
+CREATE INDEX tasks_by_owner ON tasks (owner) WHERE owner IS NOT NULL AND done_number IS NULL;
+
+-- The highest completion number that a row has given up (deleted or resubmitted): numbers only grow.
+CREATE TABLE completion_floor (
+    only        INTEGER PRIMARY KEY CHECK (only = 1),
+    done_number INTEGER NOT NULL
+) STRICT;
+INSERT INTO completion_floor VALUES (1, 0);
+
+-- Earlier attempts of tasks that were retried or resubmitted: what each of them ended with.
+CREATE TABLE attempts (
+    task_id     TEXT NOT NULL,
+    attempt     INTEGER NOT NULL,  -- tasks.retries at the time
+    status      TEXT NOT NULL,     -- RETRY, FAILURE or REVOKED
+    result      ANY,               -- the exception
+    encoding    TEXT,
+    traceback   TEXT,
+    owner       TEXT,
+    started_at  REAL,
+    done_at     REAL,
+    PRIMARY KEY (task_id, attempt)
+) STRICT;
+
+
+-- Groups --------------------------------------------------------------------------------------------
+
+CREATE TABLE groups (
+    number       INTEGER PRIMARY KEY,
+    id           TEXT NOT NULL UNIQUE
+                 CONSTRAINT "a group id is not empty" CHECK (id <> ''),
+    parent_id    TEXT,              -- the task or group that submitted it
+    created_at   REAL NOT NULL DEFAULT ((julianday('now') - 2440587.5) * 86400.0),
+
+    -- 0: deleted by name, and kept only because another group contains it.
+    saved        INTEGER NOT NULL DEFAULT 1 CHECK (saved IN (0, 1)),
+
+    -- Counts, kept by the triggers. A task that stands twice counts twice; the tasks of nested groups
+    -- count as the group's own. Ready: done + failed + revoked = size.
+    size         INTEGER NOT NULL DEFAULT 0,
+    done         INTEGER NOT NULL DEFAULT 0,
+    failed       INTEGER NOT NULL DEFAULT 0,
+    revoked      INTEGER NOT NULL DEFAULT 0,
+
+    -- The same for direct members: how many there are, how many of them are DONE tasks, and how many
+    -- are nested groups that are DONE as a whole.
+    members      INTEGER NOT NULL DEFAULT 0,
+    tasks_done   INTEGER NOT NULL DEFAULT 0,
+    groups_done  INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+CREATE INDEX groups_by_parent ON groups (parent_id) WHERE parent_id IS NOT NULL;
+
+-- Who is in a group, in order. A member is a task (whether or not it has a row yet) or a saved group.
+CREATE TABLE group_members (
+    group_id    TEXT NOT NULL,
+    position    INTEGER NOT NULL,
+    task_id     TEXT,
+    child_id    TEXT,
+    PRIMARY KEY (group_id, position),
+    CONSTRAINT "a member is either a task or a group" CHECK ((task_id IS NULL) <> (child_id IS NULL))
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX group_members_by_child ON group_members (child_id) WHERE child_id IS NOT NULL;
+
+-- Kept by the triggers: in which groups a task counts, directly or through nested groups.
+CREATE TABLE group_tasks (
+    task_id      TEXT NOT NULL,
+    group_number INTEGER NOT NULL,
+    times        INTEGER NOT NULL,  -- how often, nested groups included
+    direct       INTEGER NOT NULL,  -- how often as a direct member
+    PRIMARY KEY (task_id, group_number)
+) STRICT, WITHOUT ROWID;
+
+
+-- Owners --------------------------------------------------------------------------------------------
+
+-- Processes that answer for tasks. Each holds a lock on the file `<database>-owners/<id>.lock` for as
+-- long as it lives; the kernel drops it when the process dies, however it dies.
+CREATE TABLE owners (
+    id          TEXT PRIMARY KEY CHECK (id <> ''),
+    pid         INTEGER,
+    host        TEXT,
+    started_at  REAL
+) STRICT, WITHOUT ROWID;
+
+
+-- Rules for tasks -----------------------------------------------------------------------------------
+
+CREATE TRIGGER tasks_final_is_final
+AFTER UPDATE OF status, result, encoding, traceback, retries, owner, started_at, done_at, done_number ON tasks
+WHEN OLD.done_number IS NOT NULL AND OLD.status IN ('DONE', 'FAILURE', 'REVOKED')
+     AND NOT (NEW.status = 'PENDING' AND OLD.status <> 'DONE' AND NEW.retries = OLD.retries + 1)
+BEGIN
+    SELECT RAISE(ABORT, 'the task is final: DONE never changes; FAILURE and REVOKED only go to PENDING with retries + 1');
+END;
+
+CREATE TRIGGER tasks_begun_is_begun
+AFTER UPDATE OF status ON tasks
+WHEN OLD.done_number IS NULL
+     AND (NEW.status = 'PENDING' AND OLD.status <> 'PENDING' OR NEW.status = 'STARTED' AND OLD.status = 'STARTED')
+BEGIN
+    SELECT RAISE(ABORT, 'the task has begun: it does not go back to PENDING, nor start twice');
+END;
+
+CREATE TRIGGER tasks_have_one_owner
+AFTER UPDATE OF owner ON tasks
+WHEN OLD.owner <> NEW.owner AND OLD.status NOT IN ('PENDING', 'RETRY') AND NEW.status NOT IN ('PENDING', 'RETRY')
+BEGIN
+    SELECT RAISE(ABORT, 'another owner runs the task');
+END;
+
+CREATE TRIGGER tasks_keep_identity
+AFTER UPDATE OF id, number ON tasks
+WHEN OLD.id <> NEW.id OR OLD.number <> NEW.number
+BEGIN
+    SELECT RAISE(ABORT, 'id and number of a task never change');
+END;
+
+-- INSERT OR REPLACE would delete a final row without asking any other trigger.
+CREATE TRIGGER tasks_are_not_replaced
+BEFORE INSERT ON tasks
+WHEN EXISTS (SELECT 1 FROM tasks WHERE id = NEW.id AND done_number IS NOT NULL)
+BEGIN
+    SELECT RAISE(ABORT, 'the task is final: it can''t be replaced');
+END;
+
+
+-- What writers may leave out ------------------------------------------------------------------------
+
+CREATE VIEW next_completion AS
+SELECT max(
+    coalesce((SELECT done_number FROM tasks WHERE done_number IS NOT NULL ORDER BY done_number DESC LIMIT 1), 0),
+    (SELECT done_number FROM completion_floor)
+) + 1 AS done_number;
+
+CREATE TRIGGER tasks_fill_in_finish
+AFTER UPDATE OF status ON tasks
+WHEN NEW.done_number IS NULL AND NEW.status IN ('DONE', 'FAILURE', 'REVOKED')
+BEGIN
+    UPDATE tasks SET
+        done_number = (SELECT done_number FROM next_completion),
+        done_at = coalesce(NEW.done_at, (julianday('now') - 2440587.5) * 86400.0),
+        -- What an unfinished state left in result is not the value.
+        result = CASE WHEN OLD.status NOT IN ('PENDING', 'STARTED') AND NEW.result IS OLD.result
+                      THEN NULL ELSE NEW.result END,
+        encoding = CASE typeof(NEW.result) WHEN 'blob' THEN NEW.encoding ELSE 'json' END
+    WHERE number = NEW.number;
+END;
+
+CREATE TRIGGER tasks_fill_in_insert
+AFTER INSERT ON tasks
+WHEN NEW.done_number IS NULL AND NEW.status IN ('DONE', 'FAILURE', 'REVOKED')
+BEGIN
+    UPDATE tasks SET
+        done_number = (SELECT done_number FROM next_completion),
+        done_at = coalesce(NEW.done_at, (julianday('now') - 2440587.5) * 86400.0),
+        encoding = CASE typeof(NEW.result) WHEN 'blob' THEN NEW.encoding ELSE 'json' END
+    WHERE number = NEW.number;
+END;
+
+CREATE TRIGGER tasks_fill_in_start
+AFTER UPDATE OF status ON tasks
+WHEN NEW.status = 'STARTED' AND (NEW.started_at IS NULL OR NEW.started_at IS OLD.started_at)
+BEGIN
+    UPDATE tasks SET
+        started_at = (julianday('now') - 2440587.5) * 86400.0,
+        result = CASE WHEN NEW.result IS OLD.result THEN NULL ELSE NEW.result END
+    WHERE number = NEW.number;
+END;
+
+-- A failed attempt is kept, and the next one has the next number.
+CREATE TRIGGER tasks_fill_in_retry
+AFTER UPDATE OF status ON tasks
+WHEN NEW.status = 'RETRY'
+BEGIN
+    INSERT OR REPLACE INTO attempts (task_id, attempt, status, result, encoding, traceback, owner, started_at, done_at)
+    VALUES (NEW.id, OLD.retries, 'RETRY', NEW.result, NEW.encoding, NEW.traceback, OLD.owner, OLD.started_at,
+            (julianday('now') - 2440587.5) * 86400.0);
+    UPDATE tasks SET retries = OLD.retries + 1 WHERE number = NEW.number;
+END;
+
+CREATE TRIGGER tasks_fill_in_resubmit
+AFTER UPDATE OF status ON tasks
+WHEN NEW.status = 'PENDING' AND OLD.status IN ('FAILURE', 'REVOKED')
+BEGIN
+    INSERT OR REPLACE INTO attempts (task_id, attempt, status, result, encoding, traceback, owner, started_at, done_at)
+    VALUES (OLD.id, OLD.retries, OLD.status, OLD.result, OLD.encoding, OLD.traceback, OLD.owner, OLD.started_at, OLD.done_at);
+    UPDATE completion_floor SET done_number = max(done_number, OLD.done_number);
+    UPDATE tasks SET
+        result = NULL, encoding = NULL, traceback = NULL, started_at = NULL, done_at = NULL, done_number = NULL,
+        owner = CASE WHEN NEW.owner IS OLD.owner THEN NULL ELSE NEW.owner END
+    WHERE number = NEW.number;
+END;
+
+CREATE TRIGGER tasks_forget
+AFTER DELETE ON tasks
+BEGIN
+    DELETE FROM attempts WHERE task_id = OLD.id;
+    UPDATE completion_floor SET done_number = OLD.done_number WHERE done_number < OLD.done_number;
+END;
+
+
+-- Counting ------------------------------------------------------------------------------------------
+
+CREATE TRIGGER groups_count_changed_task
+AFTER UPDATE OF status ON tasks
+WHEN (NEW.status IN ('DONE', 'FAILURE', 'REVOKED')) <> (OLD.status IN ('DONE', 'FAILURE', 'REVOKED'))
+BEGIN
+    UPDATE groups SET
+        done = done + t.times * ((NEW.status = 'DONE') - (OLD.status = 'DONE')),
+        failed = failed + t.times * ((NEW.status = 'FAILURE') - (OLD.status = 'FAILURE')),
+        revoked = revoked + t.times * ((NEW.status = 'REVOKED') - (OLD.status = 'REVOKED')),
+        tasks_done = tasks_done + t.direct * ((NEW.status = 'DONE') - (OLD.status = 'DONE'))
+    FROM group_tasks AS t WHERE t.task_id = NEW.id AND groups.number = t.group_number;
+END;
+
+CREATE TRIGGER groups_count_new_task
+AFTER INSERT ON tasks
+WHEN NEW.status IN ('DONE', 'FAILURE', 'REVOKED')
+BEGIN
+    UPDATE groups SET
+        done = done + t.times * (NEW.status = 'DONE'),
+        failed = failed + t.times * (NEW.status = 'FAILURE'),
+        revoked = revoked + t.times * (NEW.status = 'REVOKED'),
+        tasks_done = tasks_done + t.direct * (NEW.status = 'DONE')
+    FROM group_tasks AS t WHERE t.task_id = NEW.id AND groups.number = t.group_number;
+END;
+
+CREATE TRIGGER groups_count_forgotten_task
+AFTER DELETE ON tasks
+WHEN OLD.status IN ('DONE', 'FAILURE', 'REVOKED')
+BEGIN
+    UPDATE groups SET
+        done = done - t.times * (OLD.status = 'DONE'),
+        failed = failed - t.times * (OLD.status = 'FAILURE'),
+        revoked = revoked - t.times * (OLD.status = 'REVOKED'),
+        tasks_done = tasks_done - t.direct * (OLD.status = 'DONE')
+    FROM group_tasks AS t WHERE t.task_id = OLD.id AND groups.number = t.group_number;
+END;
+
+-- A nested group that became, or stopped being, wholly DONE is one member more, or less, where it is in.
+CREATE TRIGGER groups_count_nested_group
+AFTER UPDATE OF size, done ON groups
+WHEN (NEW.done = NEW.size) <> (OLD.done = OLD.size)
+BEGIN
+    UPDATE groups SET groups_done = groups_done + m.times * ((NEW.done = NEW.size) - (OLD.done = OLD.size))
+    FROM (SELECT group_id, count(*) AS times FROM group_members WHERE child_id = NEW.id GROUP BY group_id) AS m
+    WHERE groups.id = m.group_id;
+END;
+
+
+-- Membership ----------------------------------------------------------------------------------------
+
+CREATE TRIGGER group_members_fit
+BEFORE INSERT ON group_members
+BEGIN
+    SELECT RAISE(ABORT, 'the position is taken')
+    WHERE EXISTS (SELECT 1 FROM group_members WHERE group_id = NEW.group_id AND position = NEW.position);
+    SELECT RAISE(ABORT, 'the nested group is not saved yet')
+    WHERE NEW.child_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM groups WHERE id = NEW.child_id);
+    SELECT RAISE(ABORT, 'a group can''t contain itself')
+    WHERE NEW.child_id IS NOT NULL AND EXISTS (
+        WITH RECURSIVE above (id) AS (
+            VALUES (NEW.group_id)
+            UNION SELECT m.group_id FROM above JOIN group_members AS m ON m.child_id = above.id
+        )
+        SELECT 1 FROM above WHERE id = NEW.child_id
+    );
+END;
+
+CREATE TRIGGER group_members_do_not_move
+BEFORE UPDATE ON group_members
+BEGIN
+    SELECT RAISE(ABORT, 'delete the member and insert another');
+END;
+
+CREATE TRIGGER group_members_add_task
+AFTER INSERT ON group_members
+WHEN NEW.task_id IS NOT NULL
+BEGIN
+    INSERT INTO groups (id) SELECT NEW.group_id WHERE NOT EXISTS (SELECT 1 FROM groups WHERE id = NEW.group_id);
+    UPDATE groups SET members = members + 1 WHERE id = NEW.group_id;
+    INSERT INTO group_tasks (task_id, group_number, times, direct)
+    WITH RECURSIVE above (id) AS (
+        VALUES (NEW.group_id)
+        UNION ALL SELECT m.group_id FROM above JOIN group_members AS m ON m.child_id = above.id
+    )
+    SELECT NEW.task_id, groups.number, count(*), sum(groups.id = NEW.group_id)
+    FROM above JOIN groups ON groups.id = above.id WHERE true GROUP BY groups.number
+    ON CONFLICT (task_id, group_number) DO UPDATE SET times = group_tasks.times + excluded.times, direct = group_tasks.direct + excluded.direct;
+END;
+
+CREATE TRIGGER group_members_add_group
+AFTER INSERT ON group_members
+WHEN NEW.child_id IS NOT NULL
+BEGIN
+    INSERT INTO groups (id) SELECT NEW.group_id WHERE NOT EXISTS (SELECT 1 FROM groups WHERE id = NEW.group_id);
+    UPDATE groups SET
+        members = members + 1,
+        groups_done = groups_done + (SELECT child.done = child.size FROM groups AS child WHERE child.id = NEW.child_id)
+    WHERE id = NEW.group_id;
+    INSERT INTO group_tasks (task_id, group_number, times, direct)
+    WITH RECURSIVE above (id) AS (
+        VALUES (NEW.group_id)
+        UNION ALL SELECT m.group_id FROM above JOIN group_members AS m ON m.child_id = above.id
+    ), below (id) AS (
+        VALUES (NEW.child_id)
+        UNION ALL SELECT m.child_id FROM below JOIN group_members AS m ON m.group_id = below.id AND m.child_id IS NOT NULL
+    )
+    SELECT m.task_id, groups.number, count(*), 0
+    FROM below JOIN group_members AS m ON m.group_id = below.id AND m.task_id IS NOT NULL
+    JOIN above JOIN groups ON groups.id = above.id WHERE true GROUP BY m.task_id, groups.number
+    ON CONFLICT (task_id, group_number) DO UPDATE SET times = group_tasks.times + excluded.times;
+END;
+
+CREATE TRIGGER group_members_remove_task
+AFTER DELETE ON group_members
+WHEN OLD.task_id IS NOT NULL
+BEGIN
+    UPDATE groups SET members = members - 1 WHERE id = OLD.group_id;
+    UPDATE group_tasks SET times = group_tasks.times - gone.times, direct = group_tasks.direct - gone.direct
+    FROM (
+        WITH RECURSIVE above (id) AS (
+            VALUES (OLD.group_id)
+            UNION ALL SELECT m.group_id FROM above JOIN group_members AS m ON m.child_id = above.id
+        )
+        SELECT groups.number, count(*) AS times, sum(groups.id = OLD.group_id) AS direct
+        FROM above JOIN groups ON groups.id = above.id GROUP BY groups.number
+    ) AS gone WHERE group_tasks.task_id = OLD.task_id AND group_tasks.group_number = gone.number;
+    DELETE FROM group_tasks WHERE task_id = OLD.task_id AND times = 0;
+END;
+
+CREATE TRIGGER group_members_remove_group
+AFTER DELETE ON group_members
+WHEN OLD.child_id IS NOT NULL
+BEGIN
+    UPDATE groups SET
+        members = members - 1,
+        groups_done = groups_done - (SELECT child.done = child.size FROM groups AS child WHERE child.id = OLD.child_id)
+    WHERE id = OLD.group_id;
+    UPDATE group_tasks SET times = group_tasks.times - gone.times
+    FROM (
+        WITH RECURSIVE above (id) AS (
+            VALUES (OLD.group_id)
+            UNION ALL SELECT m.group_id FROM above JOIN group_members AS m ON m.child_id = above.id
+        ), below (id) AS (
+            VALUES (OLD.child_id)
+            UNION ALL SELECT m.child_id FROM below JOIN group_members AS m ON m.group_id = below.id AND m.child_id IS NOT NULL
+        )
+        SELECT m.task_id, groups.number, count(*) AS times
+        FROM below JOIN group_members AS m ON m.group_id = below.id AND m.task_id IS NOT NULL
+        JOIN above JOIN groups ON groups.id = above.id GROUP BY m.task_id, groups.number
+    ) AS gone WHERE group_tasks.task_id = gone.task_id AND group_tasks.group_number = gone.number;
+    DELETE FROM group_tasks WHERE times = 0;
+END;
+
+CREATE TRIGGER group_tasks_added
+AFTER INSERT ON group_tasks
+BEGIN
+    UPDATE groups SET size = size + NEW.times WHERE number = NEW.group_number;
+    UPDATE groups SET
+        done = done + NEW.times * (t.status = 'DONE'),
+        failed = failed + NEW.times * (t.status = 'FAILURE'),
+        revoked = revoked + NEW.times * (t.status = 'REVOKED'),
+        tasks_done = tasks_done + NEW.direct * (t.status = 'DONE')
+    FROM tasks AS t WHERE t.id = NEW.task_id AND t.done_number IS NOT NULL AND groups.number = NEW.group_number;
+END;
+
+CREATE TRIGGER group_tasks_changed
+AFTER UPDATE OF times, direct ON group_tasks
+BEGIN
+    UPDATE groups SET size = size + NEW.times - OLD.times WHERE number = NEW.group_number;
+    UPDATE groups SET
+        done = done + (NEW.times - OLD.times) * (t.status = 'DONE'),
+        failed = failed + (NEW.times - OLD.times) * (t.status = 'FAILURE'),
+        revoked = revoked + (NEW.times - OLD.times) * (t.status = 'REVOKED'),
+        tasks_done = tasks_done + (NEW.direct - OLD.direct) * (t.status = 'DONE')
+    FROM tasks AS t WHERE t.id = NEW.task_id AND t.done_number IS NOT NULL AND groups.number = NEW.group_number;
+END;
+
+CREATE TRIGGER groups_keep_identity
+AFTER UPDATE OF id, number ON groups
+WHEN OLD.id <> NEW.id OR OLD.number <> NEW.number
+BEGIN
+    SELECT RAISE(ABORT, 'id and number of a group never change');
+END;
+
+CREATE TRIGGER groups_are_not_replaced
+BEFORE INSERT ON groups
+WHEN EXISTS (SELECT 1 FROM groups WHERE id = NEW.id)
+BEGIN
+    SELECT RAISE(ABORT, 'the group exists: change its members instead');
+END;
+
+-- Its members go with a group, its tasks stay.
+CREATE TRIGGER groups_delete
+BEFORE DELETE ON groups
+BEGIN
+    SELECT RAISE(ABORT, 'another group contains this one')
+    WHERE EXISTS (SELECT 1 FROM group_members WHERE child_id = OLD.id);
+    DELETE FROM group_members WHERE group_id = OLD.id;
+END;
+
+
+-- For people ----------------------------------------------------------------------------------------
+
+CREATE VIEW task_overview AS
+SELECT
+    id,
+    name,
+    status,
+    CASE
+        WHEN encoding = 'pickle' THEN '(pickle, ' || length(result) || ' bytes)'
+        WHEN status IN ('FAILURE', 'RETRY', 'REVOKED') AND json_valid(result) AND json_type(result) = 'object'
+            THEN json_extract(result, '$.type') || ': ' || json_extract(result, '$.text')
+        ELSE result
+    END AS result,
+    retries,
+    strftime('%Y-%m-%d %H:%M:%f', created_at, 'unixepoch') AS created_utc,
+    strftime('%Y-%m-%d %H:%M:%f', started_at, 'unixepoch') AS started_utc,
+    strftime('%Y-%m-%d %H:%M:%f', done_at, 'unixepoch') AS done_utc,
+    round(done_at - coalesce(started_at, created_at), 3) AS seconds,
+    (SELECT pid || '@' || host FROM owners WHERE owners.id = tasks.owner) AS worker,
+    parent_id
+FROM tasks;
+
+CREATE VIEW group_overview AS
+SELECT
+    id,
+    CASE
+        WHEN done + failed + revoked < size THEN 'WAITING'
+        WHEN failed > 0 THEN 'FAILURE'
+        WHEN revoked > 0 THEN 'REVOKED'
+        ELSE 'DONE'
+    END AS status,
+    size,
+    done,
+    failed,
+    revoked,
+    size - done - failed - revoked AS waiting,
+    strftime('%Y-%m-%d %H:%M:%f', created_at, 'unixepoch') AS created_utc,
+    parent_id
+FROM groups
+WHERE saved;
+
+
+PRAGMA application_id = 0x6c657272;  -- "lerr"
+PRAGMA user_version = 1;

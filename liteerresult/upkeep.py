@@ -1,0 +1,139 @@
+"""A store's verbs on what nobody will finish, and on what nobody needs any more."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from .grouprows import GroupVerbs
+from .liveness import parse_owner
+
+if TYPE_CHECKING:
+    import sqlite3
+
+__all__ = ["Upkeep"]
+
+# What a dead owner left and somebody else will try again.
+_LOST_TO_RETRY = """
+    UPDATE tasks SET status = 'RETRY', encoding = 'json', traceback = NULL, owner = submitter, result = json_object(
+        'type', 'WorkerLostError', 'module', 'liteerresult.errors', 'text', :worker || ' died while it ran task ' || id,
+        'args', json_array(:worker || ' died while it ran task ' || id),
+        'attributes', json_object('task_id', id, 'pid', :pid, 'host', :host, 'since', coalesce(started_at, created_at), 'started', json('true')))
+    WHERE owner = :owner AND done_number IS NULL AND submitter <> :owner AND retries < max_retries AND started_at IS NOT NULL
+    RETURNING id"""
+
+# The rest. The triggers number the rows and count them.
+_LOST = """
+    UPDATE tasks SET status = 'FAILURE', encoding = 'json', traceback = NULL, done_at = :now, result = json_object(
+        'type', 'WorkerLostError', 'module', 'liteerresult.errors',
+        'text', :worker || iif(started_at IS NULL, ' died before a worker began task ', ' died while it ran task ') || id,
+        'args', json_array(:worker || iif(started_at IS NULL, ' died before a worker began task ', ' died while it ran task ') || id),
+        'attributes', json_object(
+            'task_id', id, 'pid', :pid, 'host', :host, 'since', coalesce(started_at, created_at),
+            'started', json(iif(started_at IS NULL, 'false', 'true'))))
+    WHERE owner = :owner AND done_number IS NULL
+    RETURNING id"""
+
+_OWES = "SELECT 1 FROM tasks WHERE owner = ? AND done_number IS NULL LIMIT 1"
+
+_FORGET_OWNER = "DELETE FROM owners WHERE id = ?"
+
+# A group goes when all of it is old; until then its tasks stay, so that nobody joins in vain.
+_OLD_GROUPS = """
+    DELETE FROM groups WHERE done + failed + revoked = size AND created_at < :limit
+    AND id NOT IN (SELECT child_id FROM group_members WHERE child_id IS NOT NULL)
+    AND NOT EXISTS (
+        SELECT 1 FROM group_tasks AS t JOIN tasks ON tasks.id = t.task_id
+        WHERE t.group_number = groups.number AND tasks.done_at >= :limit)"""
+
+_OLD_TASKS = """
+    DELETE FROM tasks WHERE done_number IS NOT NULL AND done_at < ?
+    AND NOT EXISTS (SELECT 1 FROM group_tasks WHERE group_tasks.task_id = tasks.id)"""
+
+_ORPHAN_FILE_AGE = 3600.0
+
+
+class Upkeep(GroupVerbs):
+    """Verbs that keep a store in order."""
+
+    def settle(self, owner: str) -> list[str]:
+        """
+        Fail what an owner that is known to be dead left, and forget it. Two who do it at once agree.
+
+        Returns:
+            The ids of the tasks that this call failed, or gave back to be tried again.
+        """
+        if not self._db.read(_OWES, (owner,)) and not self._db.read("SELECT 1 FROM owners WHERE id = ?", (owner,)):
+            return []  # someone else was faster: no need to queue for the write lock
+        pid, host = parse_owner(owner)
+        fields = {
+            "owner": owner, "pid": pid, "host": host, "now": self.clock.time(),
+            "worker": f"the worker (pid {pid} on {host})",
+        }  # fmt: skip
+
+        def operation(connection: sqlite3.Connection) -> list[str]:
+            lost = [row[0] for row in connection.execute(_LOST_TO_RETRY, fields).fetchall()]
+            lost += [row[0] for row in connection.execute(_LOST, fields).fetchall()]
+            connection.execute(_FORGET_OWNER, (owner,))
+            return lost
+
+        lost = self._write(operation)
+        self._owners.discard(owner)
+        return lost
+
+    def reap(self) -> list[str]:
+        """
+        Fail what dead owners left: FAILURE with WorkerLostError.
+
+        Waiting and opening the store do the same; this is for those who do neither.
+
+        Returns:
+            The ids of the tasks that this call failed, or gave back to be tried again.
+        """
+        lost: list[str] = []
+        recorded = self.owners()
+        for owner in recorded:
+            if not self.owner_is_alive(owner):
+                lost += self.settle(owner)
+        self._remove_orphan_files(set(recorded))
+        return lost
+
+    def _remove_orphan_files(self, recorded: set[str]) -> None:
+        # A lock file without a record belongs to a process that just starts, or died before its first
+        # task; only age tells, and nothing but tidiness depends on it.
+        for owner in list(self._owners.names()):
+            if owner in recorded or owner == self._owners.own:
+                continue
+            with suppress(OSError):
+                age = time.time() - os.stat(os.path.join(self._owners.folder, f"{owner}.lock")).st_mtime
+                if age > _ORPHAN_FILE_AGE and not self._owners.is_alive(owner):
+                    self._owners.discard(owner)
+
+    def cleanup(self, older_than: timedelta | float) -> int:
+        """
+        Delete groups all of whose tasks became final that long ago, and such tasks that are in no group.
+
+        Args:
+            older_than: Age as timedelta or in seconds.
+
+        Returns:
+            How many tasks were deleted.
+
+        Raises:
+            ValueError: The age is negative.
+        """
+        seconds = older_than.total_seconds() if isinstance(older_than, timedelta) else float(older_than)
+        if not seconds >= 0:
+            msg = f"an age is not negative: {older_than!r}"
+            raise ValueError(msg)
+        limit = self.clock.time() - seconds
+
+        def operation(connection: sqlite3.Connection) -> int:
+            while connection.execute(_OLD_GROUPS, {"limit": limit}).rowcount > 0:
+                pass  # what only they contained
+            return connection.execute(_OLD_TASKS, (limit,)).rowcount
+
+        return self._write(operation)

@@ -1,0 +1,1 @@
+liteerresult/schema.sql
