@@ -27,6 +27,7 @@ from .errors import (
 )
 from .groups import GroupResult, ResultSet, TaskSetResult, result_from_tuple
 from .results import AsyncResult, BaseAsyncResult, EagerResult, ResultBase
+from .runner import Runner
 from .serialization import register_type
 from .store import ResultStore
 
@@ -49,6 +50,7 @@ __all__ = [
     "ResultBase",
     "ResultSet",
     "ResultStore",
+    "Runner",
     "SchemaMismatch",
     "StoreBusy",
     "StoreCorrupt",

@@ -53,12 +53,13 @@ class StoreCore:
         new_id: Callable[[], str],
     ) -> None:
         self._serializer = Serializer(serializer, accept)
-        self._options = (durability, serializer, tuple(accept))
+        self._json = Serializer()
+        self._options: tuple[Durability, str, tuple[str, ...]] = (durability, serializer, tuple(accept))
         self._db = Database(path, durability)
         self.path = self._db.path
         """The database file, as an absolute path."""
         self.clock: Clock = clock or SystemClock()
-        self._new_id = new_id
+        self.new_id = new_id
         self.fallback_tick: float | None = FALLBACK_TICK
         """How often a waiter looks without having heard anything, in seconds; None: never (for measuring)."""
         self.wakes = WakeCounts()
@@ -87,11 +88,38 @@ class StoreCore:
         self._bell.ring()
         return value
 
+    def transact_quietly(self, operation: Callable[[sqlite3.Connection], _T], *, flush: bool) -> _T:
+        """Run *operation* in a write transaction; what it did lasts and is heard of once `flush` ran."""
+        value = self._db.transact(operation, durable=flush)
+        if flush:
+            self._bell.ring()
+        return value
+
+    def flush(self) -> None:
+        """Make every commit of this process so far last, then wake the waiters."""
+        self._db.sync()
+        self._bell.ring()
+
+    def encode_value(self, value: object) -> tuple[str | bytes, str]:
+        """Return a value's payload and how it is encoded."""
+        return self._serializer.encode(value), self._serializer.encoding
+
+    def encode_readably(self, value: object) -> str:
+        """Return a value as JSON, whatever results are stored as: arguments are for people to read."""
+        return self._json.encode(value)  # type: ignore[return-value]  # JSON is text
+
+    def own_owner(self) -> str:
+        """Return this process's owner id, taking its lock at the first call."""
+        return self._owners.acquire()
+
+    @property
+    def options(self) -> tuple[Durability, str, tuple[str, ...]]:
+        """Durability, serializer and accepted encodings, as given."""
+        return self._options
+
     def watch(self) -> StoreWatch:
         """Return an armed watch: what changes from now on ends its `wait`. Use it as a context manager."""
         return StoreWatch(self, self._bell.watch())
-
-    _json: Serializer
 
     def settle(self, owner: str) -> list[str]:
         """Fail what a dead owner left; return the ids."""

@@ -76,8 +76,8 @@ class GroupVerbs(TaskVerbs):
         Raises:
             ValueError: A member is in no store, or in another one.
         """
-        parent_id = self._parent_id(parent)
-        group_id = self._new_id() if group_id is None else check_id(group_id, "group id")
+        parent_id = self.parent_id_of(parent)
+        group_id = self.new_id() if group_id is None else check_id(group_id, "group id")
         group = GroupResult(group_id, list(results_or_ids), backend=self)
         self._save(group, parent_id)
         return self._marked(group)
@@ -90,7 +90,7 @@ class GroupVerbs(TaskVerbs):
             ValueError: A member is in no store, or in another one.
         """
         parent = group.parent
-        self._save(group, None if parent is None else self._parent_id(parent))
+        self._save(group, None if parent is None else self.parent_id_of(parent))
         return self._marked(group)
 
     def _marked(self, group: GroupResult) -> GroupResult:
@@ -121,7 +121,7 @@ class GroupVerbs(TaskVerbs):
         for position, member in enumerate(group.results):
             if isinstance(member, GroupResult):
                 parent = member.parent
-                self._save_in(connection, member, None if parent is None else self._parent_id(parent), now)
+                self._save_in(connection, member, None if parent is None else self.parent_id_of(parent), now)
                 wanted.append((group.id, position, None, member.id))
             else:
                 wanted.append((group.id, position, member.id, None))

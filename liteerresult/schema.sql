@@ -40,6 +40,7 @@ CREATE TABLE tasks (
     --   PENDING   known, waits for execution
     --   STARTED   a live owner runs it
     --   RETRY     an attempt failed, there will be another; result is its exception
+    --   LOST      its worker died; the process that submitted it decides what now
     --   PROGRESS  or any other upper-case name: a custom state; result is its meta
     --   DONE      final; result is the return value
     --   FAILURE   final; result is the exception
@@ -75,10 +76,9 @@ CREATE TABLE tasks (
     -- NULL: nobody in particular.
     owner       TEXT,
 
-    -- Who will try again, and how often at most: if the owner dies while retries < max_retries, the task
-    -- is RETRY and goes back to this process (owners.id) instead of being FAILURE.
+    -- The process (owners.id) that manages the batch this task is in. If another one runs the task and
+    -- dies, the task is LOST and owned by its submitter again, which tries anew or calls it FAILURE.
     submitter   TEXT,
-    max_retries INTEGER NOT NULL DEFAULT 0 CHECK (max_retries >= 0),
 
     created_at  REAL NOT NULL DEFAULT ((julianday('now') - 2440587.5) * 86400.0),
     started_at  REAL,
@@ -197,7 +197,7 @@ END;
 
 CREATE TRIGGER tasks_have_one_owner
 AFTER UPDATE OF owner ON tasks
-WHEN OLD.owner <> NEW.owner AND OLD.status NOT IN ('PENDING', 'RETRY') AND NEW.status NOT IN ('PENDING', 'RETRY')
+WHEN OLD.owner <> NEW.owner AND OLD.status NOT IN ('PENDING', 'RETRY') AND NEW.status NOT IN ('PENDING', 'RETRY', 'LOST')
 BEGIN
     SELECT RAISE(ABORT, 'another owner runs the task');
 END;
@@ -233,8 +233,10 @@ BEGIN
     UPDATE tasks SET
         done_number = (SELECT done_number FROM next_completion),
         done_at = coalesce(NEW.done_at, (julianday('now') - 2440587.5) * 86400.0),
-        -- What an unfinished state left in result is not the value.
-        result = CASE WHEN OLD.status NOT IN ('PENDING', 'STARTED') AND NEW.result IS OLD.result
+        -- What an unfinished state left in result is not the value; a failed attempt's exception may stay.
+        result = CASE WHEN NEW.result IS OLD.result
+                           AND (OLD.status NOT IN ('PENDING', 'STARTED', 'RETRY', 'LOST')
+                                OR OLD.status IN ('RETRY', 'LOST') AND NEW.status <> 'FAILURE')
                       THEN NULL ELSE NEW.result END,
         encoding = CASE typeof(NEW.result) WHEN 'blob' THEN NEW.encoding ELSE 'json' END
     WHERE number = NEW.number;
@@ -504,7 +506,7 @@ SELECT
     status,
     CASE
         WHEN encoding = 'pickle' THEN '(pickle, ' || length(result) || ' bytes)'
-        WHEN status IN ('FAILURE', 'RETRY', 'REVOKED') AND json_valid(result) AND json_type(result) = 'object'
+        WHEN status IN ('FAILURE', 'RETRY', 'LOST', 'REVOKED') AND json_valid(result) AND json_type(result) = 'object'
             THEN json_extract(result, '$.type') || ': ' || json_extract(result, '$.text')
         ELSE result
     END AS result,

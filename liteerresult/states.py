@@ -11,6 +11,7 @@ __all__ = [
     "DONE",
     "EXCEPTION_STATES",
     "FAILURE",
+    "LOST",
     "PENDING",
     "PROPAGATE_STATES",
     "READY_STATES",
@@ -28,6 +29,9 @@ __all__ = [
 PENDING = "PENDING"
 STARTED = "STARTED"
 RETRY = "RETRY"
+LOST = "LOST"
+"""A custom state: the worker died; the submitter, which lives, decides. See schema.sql."""
+
 DONE = "DONE"
 FAILURE = "FAILURE"
 REVOKED = "REVOKED"

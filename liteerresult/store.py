@@ -9,7 +9,6 @@ from weakref import WeakValueDictionary
 
 from .backend import set_opener
 from .clock import uuid7
-from .serialization import Serializer
 from .upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -54,7 +53,6 @@ class ResultStore(Upkeep):
         new_id: Callable[[], str] = uuid7,
     ) -> None:
         super().__init__(path, durability=durability, serializer=serializer, accept=accept, clock=clock, new_id=new_id)
-        self._json = Serializer()
         self._attempts = {}
         self.reap()
 

@@ -42,8 +42,7 @@ _COMPLETED_SINCE = """
     ORDER BY done_number LIMIT 5000"""
 
 _CREATE = """
-    INSERT INTO tasks (id, name, parent_id, args, kwargs, owner, submitter, max_retries, fingerprint, created_at)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    INSERT INTO tasks (id, name, parent_id, args, kwargs, created_at) VALUES (?, ?, ?, ?, ?, ?)"""
 
 _START = """
     UPDATE tasks SET status = 'STARTED', owner = :owner, started_at = :now, result = NULL, encoding = NULL, traceback = NULL
@@ -170,10 +169,10 @@ class TaskVerbs(StoreCore):
             TransitionError: There is a task of that id already.
             EncodeError: An argument can't be stored.
         """
-        task_id = self._new_id() if task_id is None else check_id(task_id)
-        encoded = self._encode_call(args, kwargs)
-        parent_id = self._parent_id(parent)
-        row = (task_id, name, parent_id, *encoded, None, None, 0, None, self.clock.time())
+        task_id = self.new_id() if task_id is None else check_id(task_id)
+        encoded = self.encode_readably(tuple(args)), self.encode_readably(dict(kwargs or {}))
+        parent_id = self.parent_id_of(parent)
+        row = (task_id, name, parent_id, *encoded, self.clock.time())
 
         def operation(connection: sqlite3.Connection) -> None:
             known = connection.execute("SELECT status FROM tasks WHERE id = ?", (task_id,)).fetchone()
@@ -184,11 +183,8 @@ class TaskVerbs(StoreCore):
         self._write(operation)
         return AsyncResult(task_id, self)
 
-    def _encode_call(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> tuple[Any, Any]:
-        # Always JSON: the arguments are for people to read, and pickled ones could not be.
-        return self._json.encode(tuple(args)), self._json.encode(dict(kwargs or {}))
-
-    def _parent_id(self, parent: ResultBase | str | None) -> str | None:
+    def parent_id_of(self, parent: ResultBase | str | None) -> str | None:
+        """Return the id of what is given as a parent; of the task that runs in this context if None."""
         if parent is None:
             running = current_task.get()
             return running[1] if running is not None and running[0] == self.path else None

@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Upkeep"]
 
-# What a dead owner left and somebody else will try again.
-_LOST_TO_RETRY = """
-    UPDATE tasks SET status = 'RETRY', encoding = 'json', traceback = NULL, owner = submitter, result = json_object(
-        'type', 'WorkerLostError', 'module', 'liteerresult.errors', 'text', :worker || ' died while it ran task ' || id,
-        'args', json_array(:worker || ' died while it ran task ' || id),
-        'attributes', json_object('task_id', id, 'pid', :pid, 'host', :host, 'since', coalesce(started_at, created_at), 'started', json('true')))
-    WHERE owner = :owner AND done_number IS NULL AND submitter <> :owner AND retries < max_retries AND started_at IS NOT NULL
-    RETURNING id"""
-
-# The rest. The triggers number the rows and count them.
-_LOST = """
-    UPDATE tasks SET status = 'FAILURE', encoding = 'json', traceback = NULL, done_at = :now, result = json_object(
+_ERROR = """json_object(
         'type', 'WorkerLostError', 'module', 'liteerresult.errors',
         'text', :worker || iif(started_at IS NULL, ' died before a worker began task ', ' died while it ran task ') || id,
         'args', json_array(:worker || iif(started_at IS NULL, ' died before a worker began task ', ' died while it ran task ') || id),
         'attributes', json_object(
             'task_id', id, 'pid', :pid, 'host', :host, 'since', coalesce(started_at, created_at),
-            'started', json(iif(started_at IS NULL, 'false', 'true'))))
+            'started', json(iif(started_at IS NULL, 'false', 'true'))))"""
+
+# What the dead owner ran for another process, which may want to try again.
+_GIVE_BACK = f"""
+    UPDATE tasks SET status = 'LOST', encoding = 'json', traceback = NULL, owner = submitter, result = {_ERROR}
+    WHERE owner = :owner AND done_number IS NULL AND submitter <> :owner
+    RETURNING id"""  # noqa: S608 - constants
+
+# The rest. The triggers number the rows and count them.
+_FAIL = f"""
+    UPDATE tasks SET status = 'FAILURE', encoding = 'json', traceback = NULL, done_at = :now,
+        result = iif(status = 'LOST', result, {_ERROR})
     WHERE owner = :owner AND done_number IS NULL
-    RETURNING id"""
+    RETURNING id"""  # noqa: S608
 
 _OWES = "SELECT 1 FROM tasks WHERE owner = ? AND done_number IS NULL LIMIT 1"
 
@@ -64,19 +64,19 @@ class Upkeep(GroupVerbs):
         Fail what an owner that is known to be dead left, and forget it. Two who do it at once agree.
 
         Returns:
-            The ids of the tasks that this call failed, or gave back to be tried again.
+            The ids of the tasks that this call failed, or gave back to their submitter as LOST.
         """
         if not self._db.read(_OWES, (owner,)) and not self._db.read("SELECT 1 FROM owners WHERE id = ?", (owner,)):
             return []  # someone else was faster: no need to queue for the write lock
         pid, host = parse_owner(owner)
         fields = {
             "owner": owner, "pid": pid, "host": host, "now": self.clock.time(),
-            "worker": f"the worker (pid {pid} on {host})",
+            "worker": f"process {pid} on {host}",
         }  # fmt: skip
 
         def operation(connection: sqlite3.Connection) -> list[str]:
-            lost = [row[0] for row in connection.execute(_LOST_TO_RETRY, fields).fetchall()]
-            lost += [row[0] for row in connection.execute(_LOST, fields).fetchall()]
+            lost = [row[0] for row in connection.execute(_GIVE_BACK, fields).fetchall()]
+            lost += [row[0] for row in connection.execute(_FAIL, fields).fetchall()]
             connection.execute(_FORGET_OWNER, (owner,))
             return lost
 
@@ -91,7 +91,7 @@ class Upkeep(GroupVerbs):
         Waiting and opening the store do the same; this is for those who do neither.
 
         Returns:
-            The ids of the tasks that this call failed, or gave back to be tried again.
+            The ids of the tasks that this call failed, or gave back to their submitter as LOST.
         """
         lost: list[str] = []
         recorded = self.owners()

@@ -1,0 +1,219 @@
+"""What a batch is in the file: its tasks, its group, and what a resumed run takes over."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import pickle
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .errors import EncodeError
+from .groups import GroupResult
+from .results import AsyncResult
+from .states import DONE, FAILURE, PENDING, RETRY, REVOKED
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Sequence
+
+    from .store import ResultStore
+
+__all__ = ["Plan", "call_name", "decide_lost", "fingerprint", "plan_group", "plan_task"]
+
+_KNOWN = """
+    SELECT m.task_id, m.child_id, t.status, t.retries, t.owner, t.fingerprint
+    FROM group_members AS m LEFT JOIN tasks AS t ON t.id = m.task_id
+    WHERE m.group_id = ? ORDER BY m.position"""
+
+_CREATE = """
+    INSERT INTO tasks (id, name, parent_id, args, kwargs, fingerprint, owner, submitter, created_at)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+
+_CREATE_GROUP = "INSERT INTO groups (id, parent_id, created_at) VALUES (?, ?, ?)"
+
+_THERE = "SELECT id FROM tasks WHERE id IN (SELECT value FROM json_each(?))"
+
+_ADD_MEMBER = "INSERT INTO group_members (group_id, position, task_id) VALUES (?, ?, ?)"
+
+_SAVE_GROUP = "UPDATE groups SET saved = 1 WHERE id = ?"
+
+_RESUBMIT = "UPDATE tasks SET status = 'PENDING', retries = retries + 1, owner = ?, submitter = ? WHERE id = ?"
+
+_TAKE_OVER = "UPDATE tasks SET owner = ?, submitter = ? WHERE id = ?"
+
+_TRY_AGAIN = "UPDATE tasks SET status = 'RETRY', owner = submitter WHERE id = ? AND status = 'LOST' AND retries = ?"
+
+_GIVE_UP = """
+    UPDATE tasks SET status = 'FAILURE', done_at = ?, done_number = (SELECT done_number FROM next_completion)
+    WHERE id = ? AND status = 'LOST' AND retries = ?"""
+
+
+class Plan(NamedTuple):
+    """
+    What is to be done for a batch.
+
+    Attributes:
+        group: The group, stored; None for a single task.
+        todo: (position, task id, attempt) of each call to make.
+    """
+
+    group: GroupResult | None
+    todo: list[tuple[int, str, int]]
+
+
+def call_name(function: Callable[..., Any]) -> str:
+    """Return what to call a call of *function*: its module and qualified name."""
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    name = getattr(inner, "__qualname__", None) or type(inner).__qualname__
+    return f"{getattr(inner, '__module__', None) or type(inner).__module__}.{name}"
+
+
+def _canonical(stored: Any) -> Any:
+    """Sort what has no order of its own: sets are iterated differently in every process."""
+    if isinstance(stored, dict):
+        result = {key: _canonical(value) for key, value in stored.items()}
+        for tag in ("$set", "$frozenset"):
+            if tag in result and isinstance(result[tag], list):
+                result[tag].sort(key=lambda element: json.dumps(element, sort_keys=True))
+        return result
+    if isinstance(stored, list):
+        return [_canonical(element) for element in stored]
+    return stored
+
+
+def fingerprint(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], encode: Callable[[Any], Any]) -> tuple[str, Any, Any]:
+    """
+    Identify a call by its function's name and its arguments.
+
+    Arguments that JSON can't keep are identified by their pickle, and shown by their `repr`.
+
+    Returns:
+        The fingerprint, and the encoded args and kwargs.
+    """
+    try:
+        encoded = encode(args), encode(kwargs)
+        identity = "\n".join(encoded)
+        if "{" in identity[:-1] or kwargs:
+            identity = json.dumps([_canonical(json.loads(part)) for part in encoded], sort_keys=True)
+        raw = identity.encode()
+    except EncodeError:
+        encoded = encode(tuple(_shown(value, encode) for value in args)), encode({k: _shown(v, encode) for k, v in kwargs.items()})
+        try:
+            raw = pickle.dumps((args, kwargs), protocol=4)
+        except Exception:  # noqa: BLE001 - anything may be raised by what can't be pickled
+            raw = "\n".join(encoded).encode()
+    return hashlib.blake2b(name.encode() + b"\0" + raw, digest_size=16).hexdigest(), *encoded
+
+
+def _shown(value: Any, encode: Callable[[Any], Any]) -> Any:
+    try:
+        encode(value)
+    except EncodeError:
+        return repr(value)
+    return value
+
+
+def plan_task(
+    store: ResultStore, task_id: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], parent_id: str | None
+) -> Plan:
+    """Record one call of its own."""
+    encode = store.encode_readably
+    owner, now = store.own_owner(), store.clock.time()
+    mark, *encoded = fingerprint(name, args, kwargs, encode)
+
+    def operation(connection: sqlite3.Connection) -> None:
+        store.register_owner(connection)
+        connection.execute(_CREATE, (task_id, name, parent_id, *encoded, mark, owner, owner, now))
+
+    store.transact_quietly(operation, flush=True)
+    return Plan(None, [(0, task_id, 0)])
+
+
+def plan_group(
+    store: ResultStore,
+    group_id: str,
+    name: str,
+    calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]],
+    parent_id: str | None,
+) -> Plan:
+    """
+    Record a batch, or take over what an earlier run of it left undone.
+
+    Raises:
+        ValueError: The group exists and is of other calls.
+    """
+    encode = store.encode_readably
+    prints = [fingerprint(name, args, kwargs, encode) for args, kwargs in calls]
+    store.reap()  # what a dead run left is FAILURE now, and ours to take
+    owner, now = store.own_owner(), store.clock.time()
+
+    def operation(connection: sqlite3.Connection) -> list[tuple[int, str, int]]:
+        store.register_owner(connection)
+        if connection.execute("SELECT 1 FROM groups WHERE id = ?", (group_id,)).fetchone() is not None:
+            return _take_over(connection, group_id, name, prints, owner)
+        ids = [f"{group_id}/{position}" for position in range(len(prints))]
+        there = {row[0] for row in connection.execute(_THERE, (json.dumps(ids),))}
+        rows = (
+            (task_id, name, parent_id, args, kwargs, mark, owner, owner, now)
+            for task_id, (mark, args, kwargs) in zip(ids, prints, strict=True)
+            if task_id not in there
+        )
+        connection.execute(_CREATE_GROUP, (group_id, parent_id, now))
+        connection.executemany(_CREATE, rows)
+        connection.executemany(_ADD_MEMBER, ((group_id, position, task_id) for position, task_id in enumerate(ids)))
+        if there:  # the group was deleted, its tasks were not
+            return _take_over(connection, group_id, name, prints, owner)
+        return [(position, task_id, 0) for position, task_id in enumerate(ids)]
+
+    todo = store.transact_quietly(operation, flush=True)
+    group = GroupResult(group_id, [AsyncResult(f"{group_id}/{position}", store) for position in range(len(prints))], backend=store)
+    group.mark_as_stored()
+    return Plan(group, todo)
+
+
+def _take_over(
+    connection: sqlite3.Connection, group_id: str, name: str, prints: list[tuple[str, Any, Any]], owner: str
+) -> list[tuple[int, str, int]]:
+    rows = connection.execute(_KNOWN, (group_id,)).fetchall()
+    _check_same(group_id, name, rows, prints)
+    todo = []
+    for position, (task_id, _, status, retries, held_by, _) in enumerate(rows):
+        if status == DONE:
+            continue
+        if status in (FAILURE, REVOKED):
+            connection.execute(_RESUBMIT, (owner, owner, task_id))
+            todo.append((position, task_id, retries + 1))
+        elif status in (PENDING, RETRY) and held_by in (None, owner):
+            connection.execute(_TAKE_OVER, (owner, owner, task_id))
+            todo.append((position, task_id, retries))
+        # Anything else is in the hands of a process that lives: waited for, not run twice.
+    connection.execute(_SAVE_GROUP, (group_id,))
+    return todo
+
+
+def _check_same(group_id: str, name: str, rows: list[Any], prints: list[tuple[str, Any, Any]]) -> None:
+    advice = "use another group id, or delete the group and its tasks to start anew"
+    if len(rows) != len(prints):
+        msg = f"group {group_id!r} was stored with {len(rows)} calls and is now given {len(prints)}; {advice}"
+        raise ValueError(msg)
+    for position, (row, (mark, args, _)) in enumerate(zip(rows, prints, strict=True)):
+        if row[5] != mark:
+            msg = (
+                f"group {group_id!r} was stored with other calls: number {position} is now {name} with arguments "
+                f"{args}, which is not what task {row[0] or row[1]!r} was; {advice}"
+            )
+            raise ValueError(msg)
+
+
+def decide_lost(store: ResultStore, again: list[tuple[str, int]], given_up: list[tuple[str, int]]) -> None:
+    """Record, for LOST tasks that this process submitted, which are tried again and which have failed."""
+    now = store.clock.time()
+
+    def operation(connection: sqlite3.Connection) -> None:
+        connection.executemany(_TRY_AGAIN, again)
+        connection.executemany(_GIVE_UP, [(now, *row) for row in given_up])
+
+    store.transact_quietly(operation, flush=True)

@@ -1,0 +1,434 @@
+"""
+`Runner`: batches over any `concurrent.futures` executor, each call a task that records itself.
+
+A thread of its own hands calls to the executor, a few chunks ahead of the workers, and decides what
+becomes of calls whose worker died. Short calls travel together, long ones alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import deque
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
+from queue import SimpleQueue
+from signal import SIGTERM
+from typing import TYPE_CHECKING, Any
+
+from .backend import check_id
+from .batch import Plan, call_name, decide_lost, plan_group, plan_task
+from .errors import TransitionError
+from .liveness import parse_owner
+from .results import AsyncResult
+from .states import LOST
+from .worker import Call, ChunkReport, Home, run_chunk, this_host
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
+    from .groups import GroupResult
+    from .store import ResultStore
+
+__all__ = ["Runner"]
+
+CHUNK_SECONDS = 0.005
+"""Calls travel together as long as a chunk of them takes no longer than this."""
+
+LARGEST_CHUNK = 256
+
+CHUNKS_AHEAD = 2
+"""Chunks handed to the executor for each of its workers."""
+
+BLAMELESS_LIMIT = 3
+"""How often a call is made again because of the death of a worker that was not proven to be its own doing."""
+
+
+class _Batch:
+    """Calls of one function that wait to be handed over."""
+
+    __slots__ = ("function", "seconds", "size", "waiting")
+
+    def __init__(self, function: Callable[..., Any], waiting: Iterable[_Job]) -> None:
+        self.function = function
+        self.waiting = deque(waiting)
+        self.size = 1
+        """How many calls the next chunk has."""
+
+    def learn(self, calls: int, seconds: float) -> None:
+        """Set the size of the next chunks by what the last one took."""
+        fitting = int(CHUNK_SECONDS * calls / max(seconds, 1e-9))
+        self.size = max(1, min(fitting, 4 * self.size, LARGEST_CHUNK))
+
+
+class _Job:
+    """One call, and what is known of its attempts."""
+
+    __slots__ = ("args", "attempt", "blameless", "kwargs", "task_id", "tries")
+
+    def __init__(self, task_id: str, attempt: int, tries: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.task_id = task_id
+        self.attempt = attempt
+        self.tries = tries
+        """Attempts left after this one."""
+        self.blameless = 0
+        self.args = args
+        self.kwargs = kwargs
+
+    def call(self) -> Call:
+        return Call(self.task_id, self.attempt, self.tries <= 0, self.args, self.kwargs)
+
+
+class Runner:
+    """
+    Runs calls in an executor and records each as a task of the store.
+
+    The worker itself records what became of a call, so that the result is safe before this process
+    hears of it. Use it as a context manager: the end of the block waits for all calls; leaving it by
+    an exception revokes what has not begun. Either shuts the executor down.
+
+    Args:
+        store: Where the tasks are.
+        executor: Any `concurrent.futures.Executor`, or a function that makes one (which allows a broken
+            pool to be replaced, whatever its kind). A `ProcessPoolExecutor` of its own if None.
+
+    Raises:
+        TypeError: *executor* is none of these.
+    """
+
+    def __init__(self, store: ResultStore, executor: Executor | Callable[[], Executor] | None = None) -> None:
+        self.store = store
+        self._make: Callable[[], Executor] | None = None
+        if executor is None:
+            executor = ProcessPoolExecutor
+        if isinstance(executor, Executor):
+            self._executor = executor
+        elif callable(executor):
+            self._make = executor
+            self._executor = executor()
+        else:
+            msg = f"an executor, or a function that makes one, is needed; not {type(executor).__name__}"
+            raise TypeError(msg)
+        self._home = Home(store.path, store.options, this_host())
+        self._inbox: SimpleQueue[Any] = SimpleQueue()
+        self._batches: deque[_Batch] = deque()
+        self._in_flight: dict[Future[ChunkReport], tuple[_Batch, list[_Job]]] = {}
+        self._mutex = threading.Lock()
+        self._open = 0
+        self._all_ended = threading.Condition(self._mutex)
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._cancelled = False
+        self._error: BaseException | None = None
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        # A pool that forks its workers does so at its first call: now, before this process has threads of ours.
+        if isinstance(self._executor, ProcessPoolExecutor):
+            self._executor.submit(os.getpid)
+
+    # Submitting
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> AsyncResult:
+        """
+        Make one call and return its result.
+
+        Args:
+            function: What to call; importable by the workers, if they are processes.
+            *args: Its positional arguments.
+            **kwargs: Its keyword arguments.
+
+        Raises:
+            RuntimeError: The runner is closed.
+        """
+        self._check_open()
+        plan = plan_task(self.store, self.store.new_id(), call_name(function), args, kwargs, self.store.parent_id_of(None))
+        self._hand_in(function, plan, [(args, kwargs)], 0)
+        return AsyncResult(plan.todo[0][1], self.store)
+
+    def map(
+        self,
+        function: Callable[..., Any],
+        /,
+        *iterables: Iterable[Any],
+        group_id: str | None = None,
+        retries: int = 0,
+        name: str | None = None,
+    ) -> GroupResult:
+        """
+        Call *function* with the items of *iterables*, and return the group of results in their order.
+
+        With a *group_id* that the store knows, only those calls are made that are not DONE: run the same
+        program again after a crash, and it goes on where it was.
+
+        Args:
+            function: What to call; importable by the workers, if they are processes.
+            *iterables: Arguments, taken in step like `zip`; they have to be of one length.
+            group_id: The group's id; a new one if None.
+            retries: How often a call that raises, or whose worker dies, is tried again.
+            name: What kind of work it is; the function's name if None.
+
+        Raises:
+            ValueError: The group is known, and was of other calls.
+            RuntimeError: The runner is closed.
+        """
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [(args, {}) for args in zip(*iterables, strict=True)]
+        return self.run_calls(function, calls, group_id=group_id, retries=retries, name=name)
+
+    def run_calls(
+        self,
+        function: Callable[..., Any],
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]],
+        *,
+        group_id: str | None = None,
+        retries: int = 0,
+        name: str | None = None,
+    ) -> GroupResult:
+        """Do what `map` does, with positional and keyword arguments given for each call."""
+        self._check_open()
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            msg = f"retries is a number of further attempts, 0 or more; not {retries!r}"
+            raise ValueError(msg)
+        group_id = self.store.new_id() if group_id is None else check_id(group_id, "group id")
+        name = name or call_name(function)
+        plan = plan_group(self.store, group_id, name, calls, self.store.parent_id_of(None))
+        assert plan.group is not None  # noqa: S101 - of a group
+        self._hand_in(function, plan, calls, retries)
+        return plan.group
+
+    def _check_open(self) -> None:
+        if self._closed:
+            msg = "the runner is closed; make another"
+            raise RuntimeError(msg)
+        if self._error is not None:
+            msg = "the runner can't go on"
+            raise RuntimeError(msg) from self._error
+
+    def _hand_in(self, function: Callable[..., Any], plan: Plan, calls: list[Any], retries: int) -> None:
+        if not plan.todo:
+            return
+        batch = _Batch(function, (_Job(task_id, attempt, retries, *calls[position]) for position, task_id, attempt in plan.todo))
+        with self._mutex:
+            self._open += len(plan.todo)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._dispatch, name="liteerresult-runner", daemon=True)
+                self._thread.start()
+        self._inbox.put(batch)
+
+    # Closing
+
+    def close(self, *, cancel: bool = False) -> None:
+        """
+        Wait for all calls, then shut the executor down.
+
+        Args:
+            cancel: Revoke the calls that have not begun, and wait only for those that have.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if self._thread is not None:
+            if cancel:
+                self._inbox.put("cancel")
+            with self._mutex:
+                while self._open:
+                    self._all_ended.wait()
+            self._inbox.put(None)
+            self._thread.join()
+        self._executor.shutdown(wait=True)
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close(cancel=kind is not None)
+
+    # The dispatching thread
+
+    def _dispatch(self) -> None:
+        try:
+            while True:
+                message = self._inbox.get()
+                if message is None:
+                    return
+                if message == "cancel":
+                    self._cancel()
+                elif isinstance(message, _Batch):
+                    self._batches.append(message)
+                else:
+                    self._ended(message)
+                if self._inbox.empty() or len(self._in_flight) <= 1:
+                    self._fill()
+        except BaseException as exc:  # noqa: BLE001 - close() raises it where somebody sees it
+            self._error = exc
+            waiting = [job for batch in self._batches for job in batch.waiting]
+            try:
+                self._give_up([*waiting, *(job for _, jobs in self._in_flight.values() for job in jobs)], exc)
+            finally:
+                with self._mutex:
+                    self._open = 0
+                    self._all_ended.notify_all()
+
+    def _fill(self) -> None:
+        """Hand calls over until the executor has enough."""
+        workers = getattr(self._executor, "_max_workers", None) or os.cpu_count() or 1
+        while self._batches and len(self._in_flight) < CHUNKS_AHEAD * workers:
+            batch = self._batches[0]
+            # Towards the end smaller chunks, so that all workers end at about the same time.
+            size = max(1, min(batch.size, len(batch.waiting) // (CHUNKS_AHEAD * workers)))
+            jobs = [batch.waiting.popleft() for _ in range(min(size, len(batch.waiting)))]
+            if not batch.waiting:
+                self._batches.popleft()
+            if jobs:
+                self._hand_over(batch, jobs)
+
+    def _hand_over(self, batch: _Batch, jobs: list[_Job]) -> None:
+        try:
+            future = self._executor.submit(run_chunk, self._home, batch.function, [job.call() for job in jobs])
+        except BrokenExecutor as exc:
+            self._replace_executor()
+            self._after_break(batch, jobs, exc, {})
+        except RuntimeError as exc:  # it was shut down by someone else
+            self._give_up(jobs, exc)
+        else:
+            self._in_flight[future] = batch, jobs
+            future.add_done_callback(self._inbox.put)
+
+    def _ended(self, future: Future[ChunkReport]) -> None:
+        if future not in self._in_flight:
+            return  # dealt with when the pool broke
+        batch, jobs = self._in_flight.pop(future)
+        try:
+            report = future.result()
+        except CancelledError:
+            self._revoke(jobs)
+        except BrokenExecutor as exc:
+            self._broken([(batch, jobs)], exc)
+        except BaseException as exc:  # noqa: BLE001 - the call could not be sent, or its report not be read
+            self._give_up(jobs, exc)
+        else:
+            batch.learn(len(jobs), report.seconds)
+            if report.outcomes is not None:
+                self._record(jobs, report.outcomes)
+                return
+            for position in report.again:
+                jobs[position].attempt += 1
+                jobs[position].tries -= 1
+            self._again(batch, [jobs[position] for position in report.again])
+            self._count_down(len(jobs) - len(report.again))
+
+    def _again(self, batch: _Batch, jobs: list[_Job]) -> None:
+        if self._cancelled:
+            self._revoke(jobs)
+        elif jobs:
+            if not batch.waiting:
+                self._batches.append(batch)
+            batch.waiting.extend(jobs)
+
+    def _count_down(self, ended: int) -> None:
+        with self._mutex:
+            self._open -= ended
+            if not self._open:
+                self._all_ended.notify_all()
+
+    # What goes wrong
+
+    def _broken(self, broken: list[tuple[_Batch, list[_Job]]], exc: BrokenExecutor) -> None:
+        """A worker died and took the pool with it: find out whose doing it was, and go on in a new pool."""
+        processes = dict(getattr(self._executor, "_processes", None) or {})
+        self._replace_executor()  # joins the old pool's processes: from here on they are dead
+        for future in [future for future in self._in_flight if future.done() or future.cancelled()]:
+            if isinstance(future.exception() if not future.cancelled() else None, BrokenExecutor):
+                broken.append(self._in_flight.pop(future))
+        ends = {pid: process.exitcode for pid, process in processes.items()}
+        for batch, jobs in broken:
+            self._after_break(batch, jobs, exc, ends)
+
+    def _after_break(self, batch: _Batch, jobs: list[_Job], exc: BrokenExecutor, ends: dict[int, int | None]) -> None:
+        store = self.store
+        pids = {}
+        for meta in store.get_many([job.task_id for job in jobs]):
+            if not meta.ready and meta.owner is not None and meta.owner != store.own_owner():
+                pids[meta.task_id] = parse_owner(meta.owner)[0]
+                if not store.owner_is_alive(meta.owner):
+                    store.settle(meta.owner)
+        again, retried, failed = [], [], []
+        metas = {meta.task_id: meta for meta in store.get_many([job.task_id for job in jobs])}
+        for job in jobs:
+            meta = metas[job.task_id]
+            if meta.ready:
+                continue
+            if meta.status != LOST:  # not begun
+                job.blameless += 1
+                if job.blameless > BLAMELESS_LIMIT:
+                    failed.append(job)
+                else:
+                    again.append(job)
+                continue
+            pid = pids.get(job.task_id) or meta.result["attributes"]["pid"]
+            # The pool ends the other workers by SIGTERM; who ended otherwise is the one that broke it.
+            blameless = ends.get(pid) == -SIGTERM and job.blameless < BLAMELESS_LIMIT
+            if blameless:
+                job.blameless += 1
+            else:
+                job.tries -= 1
+            if blameless or job.tries >= 0:
+                job.attempt += 1
+                retried.append(job)
+            # else decided below: it stays lost
+        waiting = {job.task_id for job in (*again, *retried, *failed)}
+        lost = [job for job in jobs if job.task_id not in waiting and not metas[job.task_id].ready]
+        decide_lost(
+            store, [(job.task_id, job.attempt - 1) for job in retried], [(job.task_id, job.attempt) for job in lost]
+        )
+        self._again(batch, again + retried)
+        self._count_down(len(jobs) - len(again) - len(retried) - len(failed))
+        self._give_up(failed, exc)
+
+    def _replace_executor(self) -> None:
+        old = self._executor
+        old.shutdown(wait=True, cancel_futures=True)
+        if self._make is not None:
+            self._executor = self._make()
+        elif type(old) is ProcessPoolExecutor:
+            self._executor = ProcessPoolExecutor(
+                max_workers=old._max_workers,  # type: ignore[attr-defined]
+                mp_context=old._mp_context,  # type: ignore[attr-defined]
+                initializer=old._initializer,  # type: ignore[attr-defined]
+                initargs=old._initargs,  # type: ignore[attr-defined]
+                max_tasks_per_child=old._max_tasks_per_child,  # type: ignore[attr-defined]
+            )
+        # else it can't be made anew: what is left fails with the pool's own error
+
+    def _give_up(self, jobs: list[_Job], exc: BaseException) -> None:
+        """Fail calls that could not be made."""
+        for job in jobs:
+            with contextlib.suppress(TransitionError):
+                self.store.mark_as_failure(job.task_id, exc)
+        self._count_down(len(jobs))
+
+    def _record(self, jobs: list[_Job], outcomes: list[tuple[bool, Any]]) -> None:
+        """Record what workers on another host report."""
+        for job, (succeeded, outcome) in zip(jobs, outcomes, strict=True):
+            with contextlib.suppress(TransitionError):
+                if succeeded:
+                    self.store.mark_as_done(job.task_id, outcome)
+                else:
+                    self.store.mark_as_failure(job.task_id, outcome)
+        self._count_down(len(jobs))
+
+    def _cancel(self) -> None:
+        self._cancelled = True
+        waiting = [job for batch in self._batches for job in batch.waiting]
+        self._batches.clear()
+        self._revoke(waiting)
+        for future in list(self._in_flight):
+            future.cancel()
+
+    def _revoke(self, jobs: list[_Job]) -> None:
+        for job in jobs:
+            self.store.revoke(job.task_id)
+        self._count_down(len(jobs))

@@ -1,0 +1,184 @@
+"""The worker's half of a batch: runs calls and records what became of each, in the process that ran them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .errors import EncodeError
+from .serialization import encode_exception, format_traceback
+from .states import DONE, FAILURE
+from .tasks import current_task
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable
+
+    from .store import ResultStore
+
+__all__ = ["Call", "ChunkReport", "Home", "run_chunk", "this_host"]
+
+FLUSH_EVERY = 0.002
+"""What was finished is synced and rung after this many seconds at the latest, by a worker that goes on."""
+
+_BEGIN = """
+    UPDATE tasks SET status = 'STARTED', owner = ?, started_at = ?, result = NULL, encoding = NULL, traceback = NULL
+    WHERE id = ? AND retries = ? AND status IN ('PENDING', 'RETRY')"""
+
+_FINISH = """
+    UPDATE tasks SET status = ?, result = ?, encoding = ?, traceback = ?, done_at = ?,
+        done_number = (SELECT done_number FROM next_completion)
+    WHERE id = ? AND retries = ? AND done_number IS NULL"""
+
+# An attempt that failed and is not the last goes back to the process that manages the batch.
+_GIVE_BACK = """
+    UPDATE tasks SET status = 'RETRY', result = ?, encoding = ?, traceback = ?, owner = submitter
+    WHERE id = ? AND retries = ? AND done_number IS NULL"""
+
+
+class Call(NamedTuple):
+    """
+    One call to make.
+
+    Attributes:
+        task_id: The task it is.
+        attempt: The attempt's number; the worker records nothing for another.
+        last: True if a failure is final.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+    """
+
+    task_id: str
+    attempt: int
+    last: bool
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class ChunkReport(NamedTuple):
+    """
+    What the submitting process hears.
+
+    Attributes:
+        again: Positions of calls that failed and are to be tried again.
+        seconds: How long the whole chunk took.
+        outcomes: On another host, which can't reach the file: (True, value) or (False, exception) for each call.
+    """
+
+    again: list[int]
+    seconds: float
+    outcomes: list[tuple[bool, Any]] | None = None
+
+
+class Home(NamedTuple):
+    """
+    Where the store is.
+
+    Attributes:
+        path: The database file.
+        options: The store's options, to open it with.
+        host: Identifies the running system: see `this_host`.
+    """
+
+    path: str
+    options: tuple[Any, ...]
+    host: str
+
+
+@functools.cache
+def this_host() -> str:
+    """Identify the running system: file events and locks reach no further than its kernel."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        import platform
+
+        return platform.node()
+
+
+def run_chunk(home: Home, function: Callable[..., Any], calls: list[Call]) -> ChunkReport:
+    """Make *calls* one after the other, recording each as it begins and ends."""
+    started = time.perf_counter()
+    if home.host != this_host() or not os.path.exists(home.path):
+        outcomes = [_outcome(function, call) for call in calls]
+        return ChunkReport([], time.perf_counter() - started, outcomes)
+    from .store import open_store
+
+    recorder = _Recorder(open_store(home.path, *home.options))
+    again = []
+    for position, call in enumerate(calls):
+        if recorder.begin(call) and recorder.run(function, call):
+            again.append(position)
+    recorder.end()
+    return ChunkReport(again, time.perf_counter() - started)
+
+
+def _outcome(function: Callable[..., Any], call: Call) -> tuple[bool, Any]:
+    try:
+        return True, function(*call.args, **call.kwargs)
+    except BaseException as exc:  # noqa: BLE001 - the submitting process records it
+        return False, exc
+
+
+class _Recorder:
+    """
+    Writes "the last call ended, the next begins" as one transaction.
+
+    So what a killed worker was at is known exactly, at one commit a call. The sync and the bell, which
+    cost more, follow at most `FLUSH_EVERY` seconds later: nobody is told before.
+    """
+
+    def __init__(self, store: ResultStore) -> None:
+        self._store = store
+        self._ended: tuple[str, tuple[Any, ...]] | None = None
+        self._flushed = 0.0
+
+    def begin(self, call: Call) -> bool:
+        """Record what ended and that *call* begins; False if the call is not to be made (any more)."""
+        store = self._store
+        row = (store.own_owner(), store.clock.time(), call.task_id, call.attempt)
+        ended, self._ended = self._ended, None
+
+        def operation(connection: sqlite3.Connection) -> bool:
+            if ended is not None:
+                connection.execute(*ended)
+            store.register_owner(connection)
+            return connection.execute(_BEGIN, row).rowcount == 1
+
+        return store.transact_quietly(operation, flush=ended is not None and self._is_due())
+
+    def run(self, function: Callable[..., Any], call: Call) -> bool:
+        """Make the call and remember how it ended; True if it is to be tried again."""
+        store = self._store
+        token = current_task.set((store.path, call.task_id))
+        try:
+            value = function(*call.args, **call.kwargs)
+            payload = store.encode_value(value)
+            self._ended = _FINISH, (DONE, *payload, None, store.clock.time(), call.task_id, call.attempt)
+        except BaseException as exc:  # noqa: BLE001 - whatever it is, it is the call's outcome
+            text, traceback = encode_exception(exc), format_traceback(exc)
+            if not call.last and isinstance(exc, Exception) and not isinstance(exc, EncodeError):
+                self._ended = _GIVE_BACK, (text, "json", traceback, call.task_id, call.attempt)
+                return True
+            self._ended = _FINISH, (FAILURE, text, "json", traceback, store.clock.time(), call.task_id, call.attempt)
+        finally:
+            current_task.reset(token)
+        return False
+
+    def end(self) -> None:
+        """Record what ended last, and see that all of it lasts and is heard of."""
+        ended = self._ended
+        if ended is not None:
+            self._store.transact_quietly(lambda connection: connection.execute(*ended) and None, flush=True)
+        else:
+            self._store.flush()
+
+    def _is_due(self) -> bool:
+        now = time.monotonic()
+        if now - self._flushed < FLUSH_EVERY:
+            return False
+        self._flushed = now
+        return True
