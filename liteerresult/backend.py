@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from .errors import ImproperlyConfigured, RemoteError, TaskRevokedError
 from .states import DONE, PENDING, PROPAGATE_STATES, READY_STATES, RETRY, REVOKED, STARTED
@@ -92,11 +92,11 @@ class TaskMeta:
     """
 
     __slots__ = (
-        "_args", "_decoder", "_kwargs", "created_at", "done_at", "done_number", "encoding", "name", "owner", "parent_id",
-        "payload", "retries", "started_at", "status", "task_id", "traceback",
+        "_args", "_decoder", "_kwargs", "created_at", "done_at", "done_number", "encoding", "name", "owner",
+        "parent_id", "payload", "retries", "started_at", "status", "task_id", "traceback",
     )  # fmt: skip
 
-    def __init__(  # noqa: PLR0913 - one parameter a column
+    def __init__(
         self,
         decoder: Decoder,
         task_id: str,
@@ -224,7 +224,7 @@ class Waiting(Protocol):
         """Make the wait return now; from any thread."""
         ...
 
-    def __enter__(self) -> Waiting: ...
+    def __enter__(self) -> Self: ...
 
     def __exit__(self, *exc_info: object) -> None: ...
 

@@ -84,7 +84,9 @@ def _canonical(stored: Any) -> Any:
     return stored
 
 
-def fingerprint(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], encode: Callable[[Any], Any]) -> tuple[str, Any, Any]:
+def fingerprint(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], encode: Callable[[Any], Any]
+) -> tuple[str, Any, Any]:
     """
     Identify a call by its function's name and its arguments.
 
@@ -100,7 +102,10 @@ def fingerprint(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], encode
             identity = json.dumps([_canonical(json.loads(part)) for part in encoded], sort_keys=True)
         raw = identity.encode()
     except EncodeError:
-        encoded = encode(tuple(_shown(value, encode) for value in args)), encode({k: _shown(v, encode) for k, v in kwargs.items()})
+        encoded = (
+            encode(tuple(_shown(value, encode) for value in args)),
+            encode({k: _shown(v, encode) for k, v in kwargs.items()}),
+        )
         try:
             raw = pickle.dumps((args, kwargs), protocol=4)
         except Exception:  # noqa: BLE001 - anything may be raised by what can't be pickled
@@ -169,7 +174,9 @@ def plan_group(
         return [(position, task_id, 0) for position, task_id in enumerate(ids)]
 
     todo = store.transact_quietly(operation, flush=True)
-    group = GroupResult(group_id, [AsyncResult(f"{group_id}/{position}", store) for position in range(len(prints))], backend=store)
+    group = GroupResult(
+        group_id, [AsyncResult(f"{group_id}/{position}", store) for position in range(len(prints))], backend=store
+    )
     group.mark_as_stored()
     return Plan(group, todo)
 

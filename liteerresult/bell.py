@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -80,7 +80,7 @@ class Watch:
             self._hub.disarm(self, self._wds)
         self._wds = ()
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -99,7 +99,7 @@ class _Hub:
         self._mutex = threading.Lock()
         self._listeners: dict[int, set[Watch]] = {}
         self._paths: dict[str, int] = {}
-        self._led = False
+        self._leader: Watch | None = None
         self._followers: list[Watch] = []
         self._loops: dict[asyncio.AbstractEventLoop, int] = {}
         self._inotify: Any = None
@@ -113,7 +113,8 @@ class _Hub:
             self._inotify = inotify_simple.INotify(nonblocking=True)
         except OSError as exc:
             warnings.warn(
-                f"no file events ({exc.strerror}), so waiting polls: close other watchers or raise fs.inotify.max_user_instances",
+                f"no file events ({exc.strerror}), so waiting polls: "
+                "close other watchers, or raise fs.inotify.max_user_instances",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -186,18 +187,18 @@ class _Hub:
     def _mark(self, watches: Iterable[Watch]) -> None:
         for watch in watches:
             watch._fired = True
+            if watch is self._leader:
+                os.eventfd_write(self._kick, 1)  # it sits in poll(), and somebody else read its event
             if watch in self._followers:
                 self._followers.remove(watch)
                 watch._gate.release()
-            if watch._loop is not None:
+            if watch._loop is not None and watch._future is not None:
                 with contextlib.suppress(RuntimeError):  # its loop was closed
                     watch._loop.call_soon_threadsafe(_resolve, watch._future)
 
     def fire(self, watches: Iterable[Watch]) -> None:
         with self._mutex:
             self._mark(watches)
-            if self._led:
-                os.eventfd_write(self._kick, 1)  # the leader sits in poll()
 
     def wait(self, watch: Watch, timeout: float | None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -211,15 +212,15 @@ class _Hub:
                     remaining = None if deadline is None else deadline - time.monotonic()
                     if remaining is not None and remaining <= 0:
                         return False
-                    leading = not self._led
+                    leading = self._leader is None
                     if leading:
-                        self._led = True
+                        self._leader = watch
                     else:
                         self._followers.append(watch)
                 if leading:
                     self._poller.poll(None if remaining is None else remaining * 1000)
                     with self._mutex:
-                        self._led = leading = False
+                        self._leader, leading = None, False
                         self._read()
                         with contextlib.suppress(BlockingIOError):
                             os.eventfd_read(self._kick)
@@ -228,8 +229,8 @@ class _Hub:
         finally:
             with self._mutex:
                 if leading:
-                    self._led = False
-                if not self._led and self._followers:
+                    self._leader = None
+                if self._leader is None and self._followers:
                     self._followers.pop()._gate.release()  # the next one leads
 
     def _follow(self, watch: Watch, timeout: float | None) -> None:
@@ -303,7 +304,7 @@ def _the_hub() -> _Hub:
 
 def _after_fork_in_child() -> None:
     # The inherited instance shares its queue with the parent: reading it would steal the parent's events.
-    global _hub, _hub_guard  # noqa: PLW0603
+    global _hub, _hub_guard
     if _hub is not None:
         _hub.close()
     _hub, _hub_guard = None, threading.Lock()
@@ -331,6 +332,11 @@ class Bell:
         self._fd = fd
         self._paths = (path, folder)
         self._channels: tuple[tuple[str, int], ...] = ()
+        if sys.platform == "linux":
+            # Imported here rather than when first needed: a fork in the midst of an import blocks the child.
+            from inotify_simple import flags
+
+            self._channels = ((path, flags.MODIFY), (folder, flags.CLOSE_WRITE))
 
     def ring(self) -> None:
         """Wake everybody who watches. What can't be rung is found by the fallback tick."""
@@ -339,10 +345,6 @@ class Bell:
 
     def watch(self) -> Watch:
         """Return an armed watch: close it, or use it as a context manager."""
-        if not self._channels and sys.platform == "linux":
-            from inotify_simple import flags
-
-            self._channels = ((self._paths[0], flags.MODIFY), (self._paths[1], flags.CLOSE_WRITE))
         return Watch(_the_hub(), self._channels)
 
     def close(self) -> None:

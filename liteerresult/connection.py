@@ -17,10 +17,12 @@ import threading
 import time
 import warnings
 import weakref
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from .errors import EncodeError, NotAResultStore, StoreBusy, StoreCorrupt, StoreError
 from .filesystem import check_path
+from .forking import ForkGate
 from .schema import check_format, prepare
 
 if TYPE_CHECKING:
@@ -43,26 +45,27 @@ _T = TypeVar("_T")
 _SYNC_AFTER_RELEASE = sys.platform == "linux"
 _WAL_CHECK_EVERY = 512
 
-# Connections that a forked child inherited. Using or closing them would disturb the parent's locks,
-# and so would their garbage collection: they are kept until the child ends.
-_abandoned: list[object] = []
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
+_gate = ForkGate(_databases)  # type: ignore[arg-type]  # a WeakSet is invariant
+
+# Connections of a fork that could not be prepared: using or closing them in the child would disturb the parent.
+_abandoned: list[object] = []
 
 
-class Refused(Exception):  # noqa: N818 - internal: the store turns it into a TransitionError
+class Refused(Exception):
     """A trigger of schema.sql aborted the statement; ``args[0]`` is its reason."""
 
 
 class _Connection:
-    """A thread's connection, closed when the thread ends; left alone in a forked child."""
+    """A thread's connection, closed when the thread ends."""
 
     def __init__(self, raw: sqlite3.Connection, owner: Database) -> None:
         self.raw = raw
         self.pid = os.getpid()
         self._owner = weakref.ref(owner)
 
-    def __del__(self) -> None:
-        if self.pid != os.getpid():
+    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:  # at exit `os` may be gone already
+        if self.pid != getpid():
             _abandoned.append(self.raw)
             return
         owner = self._owner()
@@ -94,10 +97,14 @@ class Database:
         self.closed = False
         self._warned_at = WAL_LIMIT
         self._reset()
-        with self.mapped_errors():
-            check_format(self.path)  # before anything is made beside a file that is not ours
-            self.connection()
-            self._sync_folder()
+        try:
+            with self.mapped_errors():
+                check_format(self.path, BUSY_TIMEOUT)  # before anything is made beside a file that is not ours
+                self.connection()
+                self._sync_folder()
+        except BaseException:
+            self.close()
+            raise
         _databases.add(self)
 
     def _reset(self) -> None:
@@ -109,6 +116,7 @@ class Database:
         self._lock_fd = -1
         self._wal_fd = -1
         self._commits = 0
+        self._unclean_fork = False
 
     # Connections
 
@@ -120,6 +128,9 @@ class Database:
             pass
         if self.closed:
             msg = f"the store {self.path} is closed"
+            raise StoreError(msg, path=self.path)
+        if self._unclean_fork:
+            msg = f"{self.path}: this process was forked while its parent was writing; start it by spawn or forkserver"
             raise StoreError(msg, path=self.path)
         with self.mapped_errors():
             if self._lock_fd < 0:
@@ -191,18 +202,22 @@ class Database:
         if self.closed:
             return
         self.closed = True
-        with self._guard:
-            connections, self._raw = self._raw, set()
-        self._local = threading.local()
-        for raw in connections:
-            raw.close()
+        self.before_fork()
         for fd in (self._wal_fd, self._lock_fd):
             if fd >= 0:
                 os.close(fd)
         self._wal_fd = self._lock_fd = -1
 
-    def after_fork_in_child(self) -> None:
-        """Abandon what the parent had open: see `_abandoned`."""
+    def before_fork(self) -> None:
+        """Close the connections of all threads; they open new ones when they next need them."""
+        with self._guard:
+            connections, self._raw = self._raw, set()
+        self._local = threading.local()
+        for raw in connections:
+            raw.close()
+
+    def after_fork_in_child(self, *, clean: bool) -> None:
+        """Begin anew, without the parent's descriptors."""
         _abandoned.append((self._local, self._raw))
         # The lock belongs to the open file that parent and child now share: closing this copy
         # releases nothing, keeping it would hold the parent's lock beyond the parent's death.
@@ -210,15 +225,31 @@ class Database:
             if fd >= 0:
                 os.close(fd)
         self._reset()
+        self._unclean_fork = not clean
 
     # Reading
 
     def read(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[Any]:
         """Run a query to its end: an unfinished one would pin the WAL."""
+        ident = get_ident()
+        _gate.enter(ident)
         try:
-            return self.connection().execute(sql, parameters).fetchall()
+            connection = self.connection()
+            try:
+                return connection.execute(sql, parameters).fetchall()
+            except sqlite3.OperationalError as exc:
+                if getattr(exc, "sqlite_errorcode", None) is not None:
+                    raise
+                # The module itself refused: text that is not UTF-8. It is left as bytes for the decoder to name.
+                connection.text_factory = _text_or_bytes
+                try:
+                    return connection.execute(sql, parameters).fetchall()
+                finally:
+                    connection.text_factory = str
         except sqlite3.Error as exc:
             raise self.mapped(exc) from exc
+        finally:
+            _gate.inside.discard(ident)
 
     # Writing
 
@@ -234,9 +265,11 @@ class Database:
             Refused: A trigger refused a change.
             StoreError: The file can't be written; nothing was changed.
         """
-        connection = self.connection()
         started = time.monotonic()
+        ident = get_ident()
+        _gate.enter(ident)
         try:
+            connection = self.connection()
             self._take_turn()
             try:
                 connection.execute("BEGIN IMMEDIATE")
@@ -251,9 +284,40 @@ class Database:
                 self._end_turn()
         except sqlite3.Error as exc:
             raise self.mapped(exc, time.monotonic() - started) from exc
+        finally:
+            _gate.inside.discard(ident)
         if durable:
             self.sync()
         return value
+
+    def execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any]) -> int:
+        """
+        Run one statement as a transaction of its own, as `transact` would; SQLite needs no BEGIN and COMMIT for it.
+
+        Returns:
+            How many rows it changed.
+
+        Raises:
+            Refused: A trigger refused a change.
+            StoreError: The file can't be written; nothing was changed.
+        """
+        started = time.monotonic()
+        ident = get_ident()
+        _gate.enter(ident)
+        try:
+            connection = self.connection()
+            self._take_turn()
+            try:
+                changed = connection.execute(sql, parameters).rowcount
+            finally:
+                self._end_turn()
+        except sqlite3.Error as exc:
+            raise self.mapped(exc, time.monotonic() - started) from exc
+        finally:
+            _gate.inside.discard(ident)
+        if changed:
+            self.sync()
+        return changed
 
     def sync(self) -> None:
         """
@@ -331,11 +395,18 @@ class Database:
             return Refused(str(exc))
         primary = code & 0xFF
         if primary == sqlite3.SQLITE_TOOBIG:
-            return EncodeError("the value is larger than SQLite's limit of 1 GB", remedy="store a file and record its path")
+            return EncodeError(
+                "the value is larger than SQLite's limit of 1 GB", remedy="store a file and record its path"
+            )
         kind, advice = _KINDS.get(primary, (StoreError, ""))
         if primary == sqlite3.SQLITE_BUSY:
             advice = f"another program holds the lock; waited {waited:.1f} s"
-        error = kind(f"{self.path}: {exc}{'; ' if advice else ''}{advice}", path=self.path, sqlite_errorcode=code, sqlite_errorname=name)
+        error = kind(
+            f"{self.path}: {exc}{'; ' if advice else ''}{advice}",
+            path=self.path,
+            sqlite_errorcode=code,
+            sqlite_errorname=name,
+        )
         if isinstance(error, StoreBusy):
             error.waited = waited
         return error
@@ -344,7 +415,10 @@ class Database:
 _KINDS: dict[int, tuple[type[StoreError], str]] = {
     sqlite3.SQLITE_BUSY: (StoreBusy, ""),
     sqlite3.SQLITE_LOCKED: (StoreBusy, ""),
-    sqlite3.SQLITE_CORRUPT: (StoreCorrupt, "the file is damaged: restore a backup, or save what is left with `sqlite3 FILE .recover`"),
+    sqlite3.SQLITE_CORRUPT: (
+        StoreCorrupt,
+        "the file is damaged: restore a backup, or save what is left with `sqlite3 FILE .recover`",
+    ),
     sqlite3.SQLITE_NOTADB: (NotAResultStore, "it was left as it was"),
     sqlite3.SQLITE_FULL: (StoreError, "nothing was written; free some room and try again"),
     sqlite3.SQLITE_READONLY: (StoreError, "a store needs to write the file and the folder it is in"),
@@ -353,9 +427,8 @@ _KINDS: dict[int, tuple[type[StoreError], str]] = {
 }
 
 
-def _after_fork_in_child() -> None:
-    for database in list(_databases):
-        database.after_fork_in_child()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+def _text_or_bytes(raw: bytes) -> str | bytes:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw

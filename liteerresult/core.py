@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from .bell import FALLBACK_TICK, Bell
 from .clock import SystemClock
 from .connection import Database, Durability
-from .liveness import Owners
+from .liveness import owners_of
 from .serialization import Serializer
 
 if TYPE_CHECKING:
@@ -64,8 +65,10 @@ class StoreCore:
         """How often a waiter looks without having heard anything, in seconds; None: never (for measuring)."""
         self.wakes = WakeCounts()
         with self._db.mapped_errors():
+            self._owners = owners_of(f"{self.path}-owners")
             self._bell = Bell(f"{self.path}-bell", self._db.open_side_file("-bell"), f"{self.path}-owners")
-            self._owners = Owners(f"{self.path}-owners")
+        # Dropped without close(): the files are let go of, the process's tasks are not.
+        weakref.finalize(self, _let_go, self._db, self._bell, os.getpid())
 
     @property
     def closed(self) -> bool:
@@ -74,19 +77,27 @@ class StoreCore:
 
     def close(self) -> None:
         """
-        Close this process's connections and let go of its tasks: what it left unfinished is lost for good.
+        Close this object's connections, of all threads; it can't be used any more.
 
-        The object can't be used any more. Other processes, and other store objects, go on.
+        The last object of a process to be closed lets go of the process's tasks: what is unfinished is lost.
         """
-        self._db.close()
-        self._bell.close()
-        self._owners.release()
+        if not self.closed:
+            self._db.close()
+            self._bell.close()
+            self._owners.leave()
 
     def _write(self, operation: Callable[[sqlite3.Connection], _T], *, durable: bool = True) -> _T:
         """Run *operation* in a write transaction, then wake the waiters."""
         value = self._db.transact(operation, durable=durable)
         self._bell.ring()
         return value
+
+    def _write_one(self, sql: str, parameters: tuple[Any, ...]) -> bool:
+        """Run a statement that changes one row or none, then wake the waiters; return whether it changed one."""
+        if not self._db.execute(sql, parameters):
+            return False
+        self._bell.ring()
+        return True
 
     def transact_quietly(self, operation: Callable[[sqlite3.Connection], _T], *, flush: bool) -> _T:
         """Run *operation* in a write transaction; what it did lasts and is heard of once `flush` ran."""
@@ -134,6 +145,12 @@ class StoreCore:
         return owner == self._owners.own or self._owners.is_alive(owner)
 
 
+def _let_go(database: Database, bell: Bell, pid: int) -> None:
+    if pid == os.getpid() and not database.closed:
+        database.close()
+        bell.close()
+
+
 class StoreWatch:
     """An armed watch on a store. Whoever waits also notices the dead."""
 
@@ -170,7 +187,7 @@ class StoreWatch:
         """Stop watching."""
         self._watch.close()
 
-    def __enter__(self) -> StoreWatch:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:

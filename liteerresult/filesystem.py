@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from .errors import StoreError
@@ -37,9 +38,9 @@ def file_system_of(folder: str, mountinfo: str | None = None) -> str | None:
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         fields = before.split()
-        if len(fields) < 5 or not after:
+        if len(fields) < 5 or not after:  # noqa: PLR2004 - the fifth is the mount point
             continue
-        mount = fields[4].encode("utf-8", "surrogateescape").decode("unicode_escape") if "\\" in fields[4] else fields[4]
+        mount = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
         inside = real == mount or real.startswith(mount.rstrip("/") + "/")
         if inside and len(mount) >= best:  # of two mounts on one point the later one is seen
             best, kind = len(mount), after.split()[0]
@@ -65,7 +66,7 @@ def check_path(path: str | os.PathLike[str], mountinfo: str | None = None) -> st
     if text == ":memory:" or text.startswith("file:"):
         msg = f"{text!r} is no file: processes share a store by its path, so give one such as results.db"
         raise ValueError(msg)
-    absolute = os.path.abspath(text)
+    absolute = os.path.realpath(text)
     folder = os.path.dirname(absolute)
     if os.path.isdir(absolute):
         msg = f"{absolute} is a folder; give the path of a file in it"
@@ -75,6 +76,6 @@ def check_path(path: str | os.PathLike[str], mountinfo: str | None = None) -> st
         raise StoreError(msg, path=absolute)
     kind = file_system_of(folder, mountinfo)
     if kind in NETWORK_FILE_SYSTEMS:
-        msg = f"{absolute} is on a network file system ({kind}), where SQLite's WAL is not safe; put the file on a local disk"
+        msg = f"{absolute} is on a network file system ({kind}), where SQLite's WAL is not safe; use a local disk"
         raise StoreError(msg, path=absolute)
-    return os.path.realpath(absolute)
+    return absolute

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -16,6 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["future_of"]
 
 
+class _StoredFuture(Future[Any]):
+    """A future that nobody runs: cancelling it is the end of it, for those who wait on it too."""
+
+    def cancel(self) -> bool:
+        if not super().cancel():
+            return False
+        with suppress(InvalidStateError):
+            self.set_running_or_notify_cancel()
+        return True
+
+
 class _Completer:
     """Waits for every task that somebody has a future of; its thread ends when there is none left."""
 
@@ -24,6 +37,7 @@ class _Completer:
         self._backend = backend
         self._mutex = threading.Lock()
         self._new: dict[str, list[Future[Any]]] = {}
+        self._cancelled: set[str] = set()
         self._watch: Waiting | None = None
         self._running = False
 
@@ -35,6 +49,14 @@ class _Completer:
             if not self._running:
                 self._running = True
                 threading.Thread(target=self._run, name="liteerresult-futures", daemon=True).start()
+
+    def drop(self, task_id: str, future: Future[Any]) -> None:
+        """Stop waiting for what nobody wants any more."""
+        if future.cancelled():
+            with self._mutex:
+                self._cancelled.add(task_id)
+                if self._watch is not None:
+                    self._watch.fire()
 
     def _run(self) -> None:
         pending: dict[str, list[Future[Any]]] = {}
@@ -59,6 +81,10 @@ class _Completer:
         """Take over what was added, completing what is ready already; False if the thread may end."""
         with self._mutex:
             new, self._new = self._new, {}
+            cancelled, self._cancelled = self._cancelled, set()
+            for task_id in cancelled & pending.keys():
+                if all(future.cancelled() for future in pending[task_id]):
+                    del pending[task_id]
             if not new and not pending:
                 self._running, self._watch = False, None
                 return False
@@ -76,8 +102,6 @@ class _Completer:
         for meta in self._backend.get_many(hits) if hits else ():
             if meta.ready:
                 _complete(meta, pending.pop(meta.task_id))
-        for task_id in [task_id for task_id, futures in pending.items() if all(f.cancelled() for f in futures)]:
-            del pending[task_id]
         return number
 
 
@@ -107,7 +131,7 @@ _guard = threading.Lock()
 
 
 def _after_fork_in_child() -> None:
-    global _completers, _guard  # noqa: PLW0603 - the parent's threads are not here
+    global _completers, _guard
     _completers, _guard = WeakKeyDictionary(), threading.Lock()
 
 
@@ -116,10 +140,11 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 def future_of(backend: Backend, task_id: str) -> Future[Any]:
     """Return a future that gets the task's value, or its exception, once it is final."""
-    future: Future[Any] = Future()
+    future = _StoredFuture()
     with _guard:
         completer = _completers.get(backend)
         if completer is None:
             completer = _completers[backend] = _Completer(backend)
     completer.add(task_id, future)
+    future.add_done_callback(functools.partial(completer.drop, task_id))
     return future

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .backend import GroupCounts, check_id
+from .connection import Refused
 from .groups import GroupResult, ResultSet
 from .results import EagerResult
 from .tasks import TaskVerbs
@@ -21,7 +22,9 @@ _INSERT_GROUP = "INSERT INTO groups (id, parent_id, created_at) VALUES (?, ?, ?)
 
 _SAVED_AGAIN = "UPDATE groups SET saved = 1, parent_id = coalesce(?, parent_id) WHERE id = ?"
 
-_MEMBERS = "SELECT coalesce(task_id, child_id), child_id IS NOT NULL FROM group_members WHERE group_id = ? ORDER BY position"
+_MEMBERS = (
+    "SELECT coalesce(task_id, child_id), child_id IS NOT NULL FROM group_members WHERE group_id = ? ORDER BY position"
+)
 
 _REMOVE_MEMBERS = "DELETE FROM group_members WHERE group_id = ?"
 
@@ -32,15 +35,17 @@ _IS_SAVED = "SELECT 1 FROM groups WHERE id = ? AND saved"
 # A group that others contain stays for their sake, under no name of its own.
 _UNSAVE = "UPDATE groups SET saved = 0 WHERE id = ?"
 
-_DELETE_UNSAVED = "DELETE FROM groups WHERE saved = 0 AND id NOT IN (SELECT child_id FROM group_members WHERE child_id IS NOT NULL)"
+_DELETE_UNSAVED = (
+    "DELETE FROM groups WHERE saved = 0 AND id NOT IN (SELECT child_id FROM group_members WHERE child_id IS NOT NULL)"
+)
 
 _COUNTS = "SELECT size, done, failed, revoked, members, tasks_done + groups_done FROM groups WHERE id = ?"
 
 _PARENT = """
-    SELECT parent_id,
-        EXISTS (SELECT 1 FROM groups WHERE id = parent_id) AND NOT EXISTS (SELECT 1 FROM tasks WHERE id = parent_id)
-    FROM (SELECT parent_id FROM tasks WHERE id = :id UNION ALL SELECT parent_id FROM groups WHERE id = :id)
-    WHERE parent_id IS NOT NULL LIMIT 1"""
+    SELECT up.id,
+        EXISTS (SELECT 1 FROM groups AS g WHERE g.id = up.id) AND NOT EXISTS (SELECT 1 FROM tasks AS t WHERE t.id = up.id)
+    FROM (SELECT parent_id AS id FROM tasks WHERE id = :id UNION ALL SELECT parent_id FROM groups WHERE id = :id) AS up
+    WHERE up.id IS NOT NULL LIMIT 1"""
 
 # A group stands for its members, and a nested group for nothing of its own.
 _CHILDREN = """
@@ -74,12 +79,13 @@ class GroupVerbs(TaskVerbs):
             parent: What submits it; the task that is running in this context if None.
 
         Raises:
-            ValueError: A member is in no store, or in another one.
+            ValueError: A member is in no store, or in another one, or the group contains itself.
         """
         parent_id = self.parent_id_of(parent)
         group_id = self.new_id() if group_id is None else check_id(group_id, "group id")
         group = GroupResult(group_id, list(results_or_ids), backend=self)
         self._save(group, parent_id)
+        group.look_up_parent()
         return self._marked(group)
 
     def save_group(self, group: GroupResult) -> GroupResult:
@@ -103,7 +109,11 @@ class GroupVerbs(TaskVerbs):
     def _save(self, group: GroupResult, parent_id: str | None) -> None:
         self._check_members(group)
         now = self.clock.time()
-        self._write(lambda connection: self._save_in(connection, group, parent_id, now))
+        try:
+            self._write(lambda connection: self._save_in(connection, group, parent_id, now))
+        except Refused as exc:
+            msg = f"group {group.id!r} can't be stored: {exc}"
+            raise ValueError(msg) from exc
 
     def _check_members(self, group: GroupResult) -> None:
         for member in group.results:
@@ -117,7 +127,7 @@ class GroupVerbs(TaskVerbs):
                 raise ValueError(msg)
 
     def _save_in(self, connection: sqlite3.Connection, group: GroupResult, parent_id: str | None, now: float) -> None:
-        wanted = []
+        wanted: list[tuple[str, int, str | None, str | None]] = []
         for position, member in enumerate(group.results):
             if isinstance(member, GroupResult):
                 parent = member.parent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .backend import TaskMeta, check_id, default_backend
 from .clock import uuid7
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from .backend import Backend, GroupCounts
 
 __all__ = ["GroupResult", "ResultSet", "TaskSetResult", "result_from_tuple"]
+
+
+class _Completed(NamedTuple):
+    """A member all of whose tasks are final, and the rows that its value needs."""
+
+    member: Any
+    rows: dict[str, TaskMeta]
 
 
 class ResultSet(ResultBase):
@@ -39,7 +46,7 @@ class ResultSet(ResultBase):
     def __init__(self, results: Iterable[ResultBase | str], backend: Backend | None = None, **options: Any) -> None:
         unknown = options.keys() - {"app", "ready_barrier"}
         if unknown:
-            msg = f"{type(self).__name__} got an unexpected keyword argument {sorted(unknown)[0]!r}"
+            msg = f"{type(self).__name__} got an unexpected keyword argument {min(unknown)!r}"
             raise TypeError(msg)
         app = options.get("app")
         self._given_backend: Backend | None = backend if backend is not None else getattr(app, "backend", None)
@@ -161,7 +168,9 @@ class ResultSet(ResultBase):
         counts = self._counts()
         if counts is not None:
             return counts.waiting > 0
-        return any(status not in PROPAGATE_STATES and status != DONE for member in self._statuses() for status in member)
+        return any(
+            status not in PROPAGATE_STATES and status != DONE for member in self._statuses() for status in member
+        )
 
     def successful(self) -> bool:
         """Return True if all members succeeded."""
@@ -220,7 +229,7 @@ class ResultSet(ResultBase):
         del options
         return Stream(self._waiting_backend(), self._iter_native(Deadline(timeout)))
 
-    def join(  # noqa: PLR0913 - Celery's signature
+    def join(
         self,
         timeout: float | None = None,
         propagate: bool = True,
@@ -300,7 +309,8 @@ class ResultSet(ResultBase):
         Returns:
             Whether any was cancelled by this call.
         """
-        return any([member.revoke(terminate=terminate, signal=signal, **options) for member in self.results])
+        revoked = [member.revoke(terminate=terminate, signal=signal, **options) for member in self.results]
+        return any(revoked)
 
     # How
 
@@ -345,7 +355,7 @@ class ResultSet(ResultBase):
             callback(member.id, value)
         return []
 
-    def _completions(self, deadline: Deadline) -> Generator[Park | tuple[Any, dict[str, TaskMeta]], None, None]:
+    def _completions(self, deadline: Deadline) -> Generator[Park | _Completed, None, None]:
         """Yield each member, with the rows that its value needs, when the last of its tasks is final."""
         members: dict[str, list[int]] = {}
         missing: list[int] = []
@@ -356,7 +366,7 @@ class ResultSet(ResultBase):
             for task_id in ids:
                 members.setdefault(task_id, []).append(position)
             if not ids:
-                yield member, rows
+                yield _Completed(member, rows)
         for item in self._arrivals(deadline):
             if isinstance(item, Park):
                 yield item
@@ -366,24 +376,24 @@ class ResultSet(ResultBase):
             for position in positions:
                 missing[position] -= 1
                 if not missing[position]:
-                    yield self.results[position], rows
+                    yield _Completed(self.results[position], rows)
             if all(isinstance(self.results[position], BaseAsyncResult) for position in positions):
                 del rows[item.task_id]  # no nested group will ask for it
 
     def _iterate(self, deadline: Deadline, propagate: bool) -> Generator[Any, None, None]:
         for item in self._completions(deadline):
-            yield item if isinstance(item, Park) else _value(*item, propagate)
+            yield item if isinstance(item, Park) else _value(item.member, item.rows, propagate)
 
     def _iter_native(self, deadline: Deadline) -> Generator[Any, None, None]:
         for item in self._completions(deadline):
             if isinstance(item, Park):
                 yield item
                 continue
-            member, rows = item
+            member = item.member
             if isinstance(member, ResultSet):
                 yield getattr(member, "id", None), list(member.results)
             else:
-                yield member.id, rows.get(member.id)
+                yield member.id, item.rows.get(member.id)
 
 
 def _leaves(member: Any) -> Iterator[Any]:
@@ -405,7 +415,7 @@ def _read(member: ResultSet) -> dict[str, TaskMeta]:
 
 
 def _status(leaf: Any, rows: dict[str, TaskMeta]) -> str:
-    return leaf.status if isinstance(leaf, EagerResult) else rows[leaf.id].status  # type: ignore[no-any-return]
+    return leaf.status if isinstance(leaf, EagerResult) else rows[leaf.id].status
 
 
 def _value(member: Any, rows: dict[str, TaskMeta], propagate: bool) -> Any:
@@ -472,6 +482,10 @@ class GroupResult(ResultSet):
         group._parent_known = False
         return group
 
+    def look_up_parent(self) -> None:
+        """Take the parent from the store from now on."""
+        self._parent_known = False
+
     def mark_as_stored(self) -> None:
         """Note that the store has these members: from now on it answers for their counts."""
         self._stored_size = len(self.results)
@@ -481,6 +495,11 @@ class GroupResult(ResultSet):
     @property
     def results(self) -> list[Any]:
         """The members, in order; the list itself."""
+        self._load()
+        return self._results
+
+    def _load(self) -> None:
+        """Read the members of a group that was restored, and those of its nested groups."""
         if self._lazy:
             backend = self._given_backend
             assert backend is not None  # noqa: S101 - stored() gives one
@@ -490,7 +509,9 @@ class GroupResult(ResultSet):
             )
             self._lazy = False
             self._stored_size = len(self._results)
-        return self._results
+            for member in self._results:
+                if isinstance(member, GroupResult):
+                    member._load()
 
     @property
     def children(self) -> list[Any]:
@@ -554,7 +575,8 @@ class GroupResult(ResultSet):
         return (backend or self.backend or default_backend()).save_group(self)
 
     def delete(self, backend: Backend | None = None) -> None:
-        """Delete the stored group, not its tasks; nothing happens if it is not stored."""
+        """Delete the stored group, not its tasks, nor the members of this object; nothing happens if it is not stored."""
+        self._load()
         (backend or self.backend or default_backend()).delete_group(self.id)
         self._changed()
 
@@ -691,7 +713,8 @@ def result_from_tuple(r: Any, backend: Backend | None = None, app: Any = None) -
     Rebuild a result from what ``as_tuple()`` gave; lists instead of tuples, as JSON makes of them, will do.
 
     Args:
-        r: ``((id, parent), None)`` for a task, ``((id, parent), [members])`` for a group, ``(id, None)``; or a result, which is returned.
+        r: ``((id, parent), None)`` or ``(id, None)`` for a task, ``((id, parent), [members])`` for a group; or a
+            result, which is returned.
         backend: The store; ``app.backend`` or the default backend if None.
         app: Anything with a ``backend``.
 

@@ -14,7 +14,6 @@ import re
 import socket
 import threading
 import uuid
-import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,13 +21,19 @@ if TYPE_CHECKING:
 
     from filelock import BaseFileLock
 
-__all__ = ["Owners", "parse_owner"]
+__all__ = ["Owners", "host_name", "owners_of", "parse_owner"]
 
 SUFFIX = ".lock"
 
 # Lock objects that a forked child inherited: their release, or garbage collection, could drop the parent's lock.
 _abandoned: list[object] = []
-_all: weakref.WeakSet[Owners] = weakref.WeakSet()
+_owners: dict[str, Owners] = {}
+_owners_guard = threading.Lock()
+
+
+def host_name() -> str:
+    """Return this host's name as owner ids have it."""
+    return re.sub(r"[^\w.-]", "_", socket.gethostname())
 
 
 def parse_owner(owner: str) -> tuple[int | None, str | None]:
@@ -41,6 +46,8 @@ class Owners:
     """
     The owners of one store's tasks: this process's own lock, and a look at the others'.
 
+    A process has one for a store, whatever the number of objects it opened it with: see `owners_of`.
+
     Args:
         folder: Where the lock files are; made if it is not there.
     """
@@ -48,8 +55,13 @@ class Owners:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         os.makedirs(folder, exist_ok=True)
+        # Imported here rather than when first needed: a fork in the midst of an import blocks the child.
+        from filelock import FileLock
+
+        self._new_lock = FileLock
+        self.users = 0
+        """How many store objects use it."""
         self._reset()
-        _all.add(self)
 
     def _reset(self) -> None:
         self._guard = threading.Lock()
@@ -63,13 +75,10 @@ class Owners:
             return self.own
         with self._guard:
             if self.own is None:
-                from filelock import FileLock
-
-                host = re.sub(r"[^\w.-]", "_", socket.gethostname())
-                owner = f"{os.getpid()}@{host}-{uuid.uuid4().hex}"
+                owner = f"{os.getpid()}@{host_name()}-{uuid.uuid4().hex}"
                 os.makedirs(self.folder, exist_ok=True)
                 # thread_local=False: any thread may release it. Nobody else knows the name yet, so no wait.
-                self._lock = FileLock(self._path(owner), thread_local=False, fallback_to_soft=False, timeout=0)
+                self._lock = self._new_lock(self._path(owner), thread_local=False, fallback_to_soft=False, timeout=0)
                 self._lock.acquire()
                 self.own = owner
         return self.own
@@ -79,8 +88,10 @@ class Owners:
         try:
             # Opened for reading only: closing a descriptor for writing would wake every waiter.
             fd = os.open(self._path(owner), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
+        except (OSError, ValueError) as exc:
+            if isinstance(exc, PermissionError):
+                raise
+            return False  # no such file, or no name that a file could have
         try:
             # Shared, so that two who look at once don't take each other for the owner.
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -102,6 +113,14 @@ class Owners:
         with contextlib.suppress(OSError):
             os.unlink(self._path(owner))
 
+    def leave(self) -> None:
+        """Say that a store object is closed: the last one lets go of this process's own lock."""
+        with _owners_guard:
+            self.users -= 1
+            if self.users > 0:
+                return
+        self.release()
+
     def release(self) -> None:
         """Let go of this process's own lock, if it has one."""
         with self._guard:
@@ -119,8 +138,20 @@ class Owners:
         return os.path.join(self.folder, owner.replace("/", "_") + SUFFIX)
 
 
+def owners_of(folder: str) -> Owners:
+    """Return this process's view of the owners whose lock files are in *folder*, for one more store object."""
+    with _owners_guard:
+        owners = _owners.get(folder)
+        if owners is None:
+            owners = _owners[folder] = Owners(folder)
+        owners.users += 1
+    return owners
+
+
 def _after_fork_in_child() -> None:
-    for owners in list(_all):
+    global _owners_guard  # noqa: PLW0603 - another thread of the parent may have held it
+    _owners_guard = threading.Lock()
+    for owners in _owners.values():
         owners.after_fork_in_child()
 
 

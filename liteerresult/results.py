@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from .backend import check_id, default_backend
-from .errors import IncompleteStream, TaskRevokedError
+from .errors import DecodeError, IncompleteStream, TaskRevokedError
 from .futures import future_of
 from .states import DONE, FAILURE, PROPAGATE_STATES, READY_STATES, REVOKED, state_of, status_of
 from .waiting import Deadline, drive, drive_async, one
@@ -199,11 +199,15 @@ class BaseAsyncResult(ResultBase):
     def date_done(self) -> datetime | None:
         """When the task became final, in UTC; None before that."""
         done_at = self._meta().done_at
-        return None if done_at is None else datetime.fromtimestamp(done_at, UTC)
+        try:
+            return None if done_at is None else datetime.fromtimestamp(done_at, UTC)
+        except (OverflowError, ValueError, OSError) as exc:
+            msg = f"{done_at!r} is no time in Unix seconds"
+            raise DecodeError(msg, task_id=self.id, column="done_at") from exc
 
     # Waiting
 
-    def get(  # noqa: PLR0913 - Celery's signature
+    def get(
         self,
         timeout: float | None = None,
         propagate: bool = True,
@@ -419,9 +423,14 @@ class BaseAsyncResult(ResultBase):
 
     @property
     def graph(self) -> dict[ResultBase, list[ResultBase]]:
-        """This result and all below it: for each the results right below it."""
+        """
+        For this result and all below it, the results right below each.
+
+        Raises:
+            IncompleteStream: One of them is not ready, so there may be more below it.
+        """
         edges: dict[ResultBase, list[ResultBase]] = {}
-        for parent, node in self.iterdeps(intermediate=True):
+        for parent, node in self.iterdeps():
             edges.setdefault(node, [])
             if parent is not None:
                 edges[parent].append(node)
@@ -480,7 +489,9 @@ class EagerResult(AsyncResult):
 
     __slots__ = ("_eager_name", "_result", "_status", "_traceback")
 
-    def __init__(self, task_id: str, ret_value: Any, state: str, traceback: str | None = None, name: str | None = None) -> None:
+    def __init__(
+        self, task_id: str, ret_value: Any, state: str, traceback: str | None = None, name: str | None = None
+    ) -> None:
         self.id = check_id(task_id)
         self.backend = None  # type: ignore[assignment]  # it is in no store
         self._parent = None

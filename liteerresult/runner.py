@@ -14,7 +14,7 @@ from collections import deque
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
 from queue import SimpleQueue
 from signal import SIGTERM
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from .backend import check_id
 from .batch import Plan, call_name, decide_lost, plan_group, plan_task
@@ -143,7 +143,9 @@ class Runner:
             RuntimeError: The runner is closed.
         """
         self._check_open()
-        plan = plan_task(self.store, self.store.new_id(), call_name(function), args, kwargs, self.store.parent_id_of(None))
+        plan = plan_task(
+            self.store, self.store.new_id(), call_name(function), args, kwargs, self.store.parent_id_of(None)
+        )
         self._hand_in(function, plan, [(args, kwargs)], 0)
         return AsyncResult(plan.todo[0][1], self.store)
 
@@ -208,7 +210,9 @@ class Runner:
     def _hand_in(self, function: Callable[..., Any], plan: Plan, calls: list[Any], retries: int) -> None:
         if not plan.todo:
             return
-        batch = _Batch(function, (_Job(task_id, attempt, retries, *calls[position]) for position, task_id, attempt in plan.todo))
+        batch = _Batch(
+            function, (_Job(task_id, attempt, retries, *calls[position]) for position, task_id, attempt in plan.todo)
+        )
         with self._mutex:
             self._open += len(plan.todo)
             if self._thread is None:
@@ -240,7 +244,7 @@ class Runner:
         if self._error is not None:
             raise self._error
 
-    def __enter__(self) -> Runner:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
@@ -337,12 +341,15 @@ class Runner:
     # What goes wrong
 
     def _broken(self, broken: list[tuple[_Batch, list[_Job]]], exc: BrokenExecutor) -> None:
-        """A worker died and took the pool with it: find out whose doing it was, and go on in a new pool."""
+        """Find out by whose death the pool broke, and go on in a new one."""
         processes = dict(getattr(self._executor, "_processes", None) or {})
         self._replace_executor()  # joins the old pool's processes: from here on they are dead
-        for future in [future for future in self._in_flight if future.done() or future.cancelled()]:
-            if isinstance(future.exception() if not future.cancelled() else None, BrokenExecutor):
-                broken.append(self._in_flight.pop(future))
+        others = [
+            future
+            for future in self._in_flight
+            if future.done() and not future.cancelled() and isinstance(future.exception(), BrokenExecutor)
+        ]
+        broken += [self._in_flight.pop(future) for future in others]
         ends = {pid: process.exitcode for pid, process in processes.items()}
         for batch, jobs in broken:
             self._after_break(batch, jobs, exc, ends)
@@ -396,9 +403,9 @@ class Runner:
         elif type(old) is ProcessPoolExecutor:
             self._executor = ProcessPoolExecutor(
                 max_workers=old._max_workers,  # type: ignore[attr-defined]
-                mp_context=old._mp_context,  # type: ignore[attr-defined]
-                initializer=old._initializer,  # type: ignore[attr-defined]
-                initargs=old._initargs,  # type: ignore[attr-defined]
+                mp_context=old._mp_context,
+                initializer=old._initializer,
+                initargs=old._initargs,
                 max_tasks_per_child=old._max_tasks_per_child,  # type: ignore[attr-defined]
             )
         # else it can't be made anew: what is left fails with the pool's own error

@@ -31,9 +31,13 @@ MIGRATIONS: Migrations = {}
 """For each older format, the step to the next one. Format 1 is the first."""
 
 
-def check_format(path: str) -> bool:
+def check_format(path: str, timeout: float = 5.0) -> bool:
     """
     Tell whether there is a store at *path*, without changing a byte of what is there.
+
+    Args:
+        path: The file.
+        timeout: How long to wait for another program's lock, in seconds.
 
     Returns:
         False if there is no file, or an empty one.
@@ -45,15 +49,31 @@ def check_format(path: str) -> bool:
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         msg = f"SQLite {sqlite3.sqlite_version} is too old: a store needs 3.38.0 or newer"
         raise StoreError(msg, path=path)
+    has_wal = os.path.exists(path + "-wal")
     try:
-        if os.stat(path).st_size == 0 and not os.path.exists(path + "-wal"):
-            return False
+        size = os.stat(path).st_size
     except FileNotFoundError:
         return False
-    # Read-only: closing an ordinary connection could write another application's WAL into its file.
-    raw = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, isolation_level=None)
+    if size == 0 and not has_wal:
+        return False
+    if size == 1:  # SQLite would take it for an empty database
+        msg = f"{path} is not a SQLite database; it was left as it was"
+        raise NotAResultStore(msg, path=path)
+    # "immutable" looks at the file alone and leaves nothing beside it; what matters is seldom in the WAL only.
     try:
-        return _identify(raw, path) != 0
+        if _look(path, "immutable=1", timeout) or not has_wal:
+            return True
+    except sqlite3.DatabaseError:
+        if not has_wal:
+            raise
+    # Read-only: closing an ordinary connection could write another application's WAL into its file.
+    return _look(path, "mode=ro", timeout) != 0
+
+
+def _look(path: str, mode: str, timeout: float) -> int:
+    raw = sqlite3.connect(f"file:{quote(path)}?{mode}", uri=True, isolation_level=None, timeout=timeout)
+    try:
+        return _identify(raw, path)
     finally:
         raw.close()
 

@@ -89,7 +89,8 @@ CREATE TABLE tasks (
     done_number INTEGER
 ) STRICT;
 
-CREATE UNIQUE INDEX tasks_by_completion ON tasks (done_number) WHERE done_number IS NOT NULL;
+-- Not UNIQUE, or an OR REPLACE could delete a final row for its number; the triggers see that none is used twice.
+CREATE INDEX tasks_by_completion ON tasks (done_number) WHERE done_number IS NOT NULL;
 CREATE INDEX tasks_by_parent ON tasks (parent_id) WHERE parent_id IS NOT NULL;
 CREATE INDEX tasks_by_owner ON tasks (owner) WHERE owner IS NOT NULL AND done_number IS NULL;
 
@@ -183,16 +184,24 @@ CREATE TRIGGER tasks_final_is_final
 AFTER UPDATE OF status, result, encoding, traceback, retries, owner, started_at, done_at, done_number ON tasks
 WHEN OLD.done_number IS NOT NULL AND OLD.status IN ('DONE', 'FAILURE', 'REVOKED')
      AND NOT (NEW.status = 'PENDING' AND OLD.status <> 'DONE' AND NEW.retries = OLD.retries + 1)
+     OR OLD.done_number IS NULL AND NEW.done_number IS NOT NULL
+     AND (NEW.status NOT IN ('DONE', 'FAILURE', 'REVOKED')
+          OR NEW.done_number <= (SELECT done_number FROM completion_floor)
+          OR EXISTS (SELECT 1 FROM tasks WHERE done_number >= NEW.done_number AND number <> NEW.number))
 BEGIN
-    SELECT RAISE(ABORT, 'the task is final: DONE never changes; FAILURE and REVOKED only go to PENDING with retries + 1');
+    SELECT RAISE(ABORT, 'the task is final: DONE never changes; FAILURE and REVOKED only go to PENDING with retries + 1')
+    WHERE OLD.done_number IS NOT NULL;
+    SELECT RAISE(ABORT, 'leave done_number out: final tasks get the next one');
 END;
 
-CREATE TRIGGER tasks_begun_is_begun
-AFTER UPDATE OF status ON tasks
-WHEN OLD.done_number IS NULL
-     AND (NEW.status = 'PENDING' AND OLD.status <> 'PENDING' OR NEW.status = 'STARTED' AND OLD.status = 'STARTED')
+CREATE TRIGGER tasks_are_numbered_in_order
+AFTER INSERT ON tasks
+WHEN NEW.done_number IS NOT NULL
+     AND (NEW.status NOT IN ('DONE', 'FAILURE', 'REVOKED')
+          OR NEW.done_number <= (SELECT done_number FROM completion_floor)
+          OR EXISTS (SELECT 1 FROM tasks WHERE done_number >= NEW.done_number AND number <> NEW.number))
 BEGIN
-    SELECT RAISE(ABORT, 'the task has begun: it does not go back to PENDING, nor start twice');
+    SELECT RAISE(ABORT, 'leave done_number out: final tasks get the next one');
 END;
 
 CREATE TRIGGER tasks_have_one_owner
@@ -213,8 +222,9 @@ END;
 CREATE TRIGGER tasks_are_not_replaced
 BEFORE INSERT ON tasks
 WHEN EXISTS (SELECT 1 FROM tasks WHERE id = NEW.id AND done_number IS NOT NULL)
+     OR EXISTS (SELECT 1 FROM tasks WHERE number = NEW.number AND id <> NEW.id)
 BEGIN
-    SELECT RAISE(ABORT, 'the task is final: it can''t be replaced');
+    SELECT RAISE(ABORT, 'another task, or this one when it is final, can''t be replaced');
 END;
 
 
@@ -226,20 +236,103 @@ SELECT max(
     (SELECT done_number FROM completion_floor)
 ) + 1 AS done_number;
 
-CREATE TRIGGER tasks_fill_in_finish
-AFTER UPDATE OF status ON tasks
-WHEN NEW.done_number IS NULL AND NEW.status IN ('DONE', 'FAILURE', 'REVOKED')
+CREATE TRIGGER tasks_fill_in_insert_start
+AFTER INSERT ON tasks
+WHEN NEW.status = 'STARTED' AND NEW.started_at IS NULL
 BEGIN
+    UPDATE tasks SET started_at = (julianday('now') - 2440587.5) * 86400.0 WHERE number = NEW.number;
+END;
+
+CREATE TRIGGER tasks_fill_in_insert_retry
+AFTER INSERT ON tasks
+WHEN NEW.status = 'RETRY'
+BEGIN
+    INSERT OR REPLACE INTO attempts (task_id, attempt, status, result, encoding, traceback, owner, started_at, done_at)
+    VALUES (NEW.id, NEW.retries, 'RETRY', NEW.result, NEW.encoding, NEW.traceback, NEW.owner, NEW.started_at,
+            (julianday('now') - 2440587.5) * 86400.0);
+    UPDATE tasks SET retries = NEW.retries + 1 WHERE number = NEW.number;
+END;
+
+-- A value that equals what the last custom state left is given all the same, if the statement names the
+-- column. Only a trigger OF that column knows; this row is gone again at the statement's end.
+CREATE TABLE result_given (number INTEGER PRIMARY KEY) STRICT;
+
+CREATE TRIGGER tasks_result_is_given
+BEFORE UPDATE OF result ON tasks
+WHEN NEW.done_number IS NULL AND OLD.status NOT IN ('PENDING', 'STARTED') AND NEW.result IS OLD.result
+     AND NEW.status IN ('DONE', 'FAILURE', 'REVOKED')
+BEGIN
+    INSERT OR IGNORE INTO result_given VALUES (NEW.number);
+END;
+
+-- What is rare about a change of status, in one trigger: SQLite enters every trigger to see whether it
+-- applies, and a plain finish, with everything filled in and one group at most, should not pay for that.
+CREATE TRIGGER tasks_change_status
+AFTER UPDATE OF status ON tasks
+WHEN NEW.status IN ('PENDING', 'STARTED', 'RETRY')
+     OR NEW.done_number IS NULL AND NEW.status IN ('DONE', 'FAILURE', 'REVOKED')
+     OR EXISTS (SELECT 1 FROM group_tasks WHERE task_id = NEW.id LIMIT 1 OFFSET 1)
+BEGIN
+    SELECT RAISE(ABORT, 'the task has begun: it does not go back to PENDING, nor start twice')
+    WHERE OLD.done_number IS NULL
+      AND (NEW.status = 'PENDING' AND (OLD.status <> 'PENDING' OR NEW.retries <> OLD.retries)
+           OR NEW.status = 'STARTED' AND OLD.status = 'STARTED');
+
+    -- Finished, and the writer left something out. What an unfinished state left in result is not the value,
+    -- though a failed attempt's exception may stay.
     UPDATE tasks SET
         done_number = (SELECT done_number FROM next_completion),
         done_at = coalesce(NEW.done_at, (julianday('now') - 2440587.5) * 86400.0),
-        -- What an unfinished state left in result is not the value; a failed attempt's exception may stay.
-        result = CASE WHEN NEW.result IS OLD.result
-                           AND (OLD.status NOT IN ('PENDING', 'STARTED', 'RETRY', 'LOST')
-                                OR OLD.status IN ('RETRY', 'LOST') AND NEW.status <> 'FAILURE')
-                      THEN NULL ELSE NEW.result END,
-        encoding = CASE typeof(NEW.result) WHEN 'blob' THEN NEW.encoding ELSE 'json' END
-    WHERE number = NEW.number;
+        encoding = CASE typeof(NEW.result) WHEN 'blob' THEN NEW.encoding ELSE 'json' END,
+        traceback = CASE WHEN NEW.traceback IS OLD.traceback AND NEW.status <> OLD.status
+                              AND NOT (NEW.status = 'FAILURE' AND OLD.status IN ('RETRY', 'LOST') AND NEW.result IS OLD.result)
+                         THEN NULL ELSE NEW.traceback END
+    WHERE number = NEW.number AND NEW.done_number IS NULL AND NEW.status IN ('DONE', 'FAILURE', 'REVOKED');
+    UPDATE tasks SET result = NULL, encoding = 'json'
+    WHERE number = NEW.number AND NEW.done_number IS NULL AND NEW.status IN ('DONE', 'FAILURE', 'REVOKED')
+      AND (OLD.status NOT IN ('PENDING', 'STARTED', 'RETRY', 'LOST')
+           OR OLD.status IN ('RETRY', 'LOST') AND NEW.status <> 'FAILURE')
+      AND NEW.result IS OLD.result
+      AND NOT EXISTS (SELECT 1 FROM result_given WHERE number = NEW.number);
+    DELETE FROM result_given;
+
+    -- Begun: the last attempt's result goes, and the time is filled in if the writer left it out.
+    UPDATE tasks SET
+        started_at = CASE WHEN NEW.started_at IS OLD.started_at OR NEW.started_at IS NULL
+                          THEN (julianday('now') - 2440587.5) * 86400.0 ELSE NEW.started_at END,
+        result = CASE WHEN NEW.result IS OLD.result THEN NULL ELSE NEW.result END,
+        encoding = CASE WHEN NEW.result IS OLD.result THEN NULL ELSE NEW.encoding END,
+        traceback = CASE WHEN NEW.traceback IS OLD.traceback THEN NULL ELSE NEW.traceback END
+    WHERE number = NEW.number AND NEW.status = 'STARTED'
+      AND (NEW.started_at IS NULL OR NEW.started_at IS OLD.started_at OR OLD.result IS NOT NULL OR OLD.traceback IS NOT NULL);
+
+    -- A failed attempt is kept, and the next one has the next number.
+    INSERT OR REPLACE INTO attempts (task_id, attempt, status, result, encoding, traceback, owner, started_at, done_at)
+    SELECT NEW.id, OLD.retries, 'RETRY', NEW.result, NEW.encoding, NEW.traceback, OLD.owner, OLD.started_at,
+           (julianday('now') - 2440587.5) * 86400.0
+    WHERE NEW.status = 'RETRY';
+    UPDATE tasks SET retries = OLD.retries + 1 WHERE number = NEW.number AND NEW.status = 'RETRY';
+
+    -- So is what a resubmitted task had ended with.
+    INSERT OR REPLACE INTO attempts (task_id, attempt, status, result, encoding, traceback, owner, started_at, done_at)
+    SELECT OLD.id, OLD.retries, OLD.status, OLD.result, OLD.encoding, OLD.traceback, OLD.owner, OLD.started_at, OLD.done_at
+    WHERE NEW.status = 'PENDING' AND OLD.status IN ('FAILURE', 'REVOKED');
+    UPDATE completion_floor SET done_number = OLD.done_number
+    WHERE NEW.status = 'PENDING' AND done_number < OLD.done_number;
+    UPDATE tasks SET
+        result = NULL, encoding = NULL, traceback = NULL, started_at = NULL, done_at = NULL, done_number = NULL,
+        owner = CASE WHEN NEW.owner IS OLD.owner THEN NULL ELSE NEW.owner END
+    WHERE number = NEW.number AND NEW.status = 'PENDING' AND OLD.status IN ('FAILURE', 'REVOKED');
+
+    -- Groups beyond the first that the task is in.
+    UPDATE groups SET
+        done = done + t.times * ((NEW.status = 'DONE') - (OLD.status = 'DONE')),
+        failed = failed + t.times * ((NEW.status = 'FAILURE') - (OLD.status = 'FAILURE')),
+        revoked = revoked + t.times * ((NEW.status = 'REVOKED') - (OLD.status = 'REVOKED')),
+        tasks_done = tasks_done + t.direct * ((NEW.status = 'DONE') - (OLD.status = 'DONE'))
+    FROM group_tasks AS t
+    WHERE t.task_id = NEW.id AND groups.number = t.group_number
+      AND t.group_number > (SELECT min(group_number) FROM group_tasks WHERE task_id = NEW.id);
 END;
 
 CREATE TRIGGER tasks_fill_in_insert
@@ -253,40 +346,6 @@ BEGIN
     WHERE number = NEW.number;
 END;
 
-CREATE TRIGGER tasks_fill_in_start
-AFTER UPDATE OF status ON tasks
-WHEN NEW.status = 'STARTED' AND (NEW.started_at IS NULL OR NEW.started_at IS OLD.started_at)
-BEGIN
-    UPDATE tasks SET
-        started_at = (julianday('now') - 2440587.5) * 86400.0,
-        result = CASE WHEN NEW.result IS OLD.result THEN NULL ELSE NEW.result END
-    WHERE number = NEW.number;
-END;
-
--- A failed attempt is kept, and the next one has the next number.
-CREATE TRIGGER tasks_fill_in_retry
-AFTER UPDATE OF status ON tasks
-WHEN NEW.status = 'RETRY'
-BEGIN
-    INSERT OR REPLACE INTO attempts (task_id, attempt, status, result, encoding, traceback, owner, started_at, done_at)
-    VALUES (NEW.id, OLD.retries, 'RETRY', NEW.result, NEW.encoding, NEW.traceback, OLD.owner, OLD.started_at,
-            (julianday('now') - 2440587.5) * 86400.0);
-    UPDATE tasks SET retries = OLD.retries + 1 WHERE number = NEW.number;
-END;
-
-CREATE TRIGGER tasks_fill_in_resubmit
-AFTER UPDATE OF status ON tasks
-WHEN NEW.status = 'PENDING' AND OLD.status IN ('FAILURE', 'REVOKED')
-BEGIN
-    INSERT OR REPLACE INTO attempts (task_id, attempt, status, result, encoding, traceback, owner, started_at, done_at)
-    VALUES (OLD.id, OLD.retries, OLD.status, OLD.result, OLD.encoding, OLD.traceback, OLD.owner, OLD.started_at, OLD.done_at);
-    UPDATE completion_floor SET done_number = max(done_number, OLD.done_number);
-    UPDATE tasks SET
-        result = NULL, encoding = NULL, traceback = NULL, started_at = NULL, done_at = NULL, done_number = NULL,
-        owner = CASE WHEN NEW.owner IS OLD.owner THEN NULL ELSE NEW.owner END
-    WHERE number = NEW.number;
-END;
-
 CREATE TRIGGER tasks_forget
 AFTER DELETE ON tasks
 BEGIN
@@ -297,16 +356,19 @@ END;
 
 -- Counting ------------------------------------------------------------------------------------------
 
+-- The first group of a task; tasks_change_status sees to the others.
 CREATE TRIGGER groups_count_changed_task
 AFTER UPDATE OF status ON tasks
 WHEN (NEW.status IN ('DONE', 'FAILURE', 'REVOKED')) <> (OLD.status IN ('DONE', 'FAILURE', 'REVOKED'))
 BEGIN
-    UPDATE groups SET
-        done = done + t.times * ((NEW.status = 'DONE') - (OLD.status = 'DONE')),
-        failed = failed + t.times * ((NEW.status = 'FAILURE') - (OLD.status = 'FAILURE')),
-        revoked = revoked + t.times * ((NEW.status = 'REVOKED') - (OLD.status = 'REVOKED')),
-        tasks_done = tasks_done + t.direct * ((NEW.status = 'DONE') - (OLD.status = 'DONE'))
-    FROM group_tasks AS t WHERE t.task_id = NEW.id AND groups.number = t.group_number;
+    UPDATE groups SET (done, failed, revoked, tasks_done) = (
+        SELECT
+            groups.done + t.times * ((NEW.status = 'DONE') - (OLD.status = 'DONE')),
+            groups.failed + t.times * ((NEW.status = 'FAILURE') - (OLD.status = 'FAILURE')),
+            groups.revoked + t.times * ((NEW.status = 'REVOKED') - (OLD.status = 'REVOKED')),
+            groups.tasks_done + t.direct * ((NEW.status = 'DONE') - (OLD.status = 'DONE'))
+        FROM group_tasks AS t WHERE t.task_id = NEW.id AND t.group_number = groups.number)
+    WHERE number = (SELECT group_number FROM group_tasks WHERE task_id = NEW.id ORDER BY group_number LIMIT 1);
 END;
 
 CREATE TRIGGER groups_count_new_task
@@ -482,7 +544,7 @@ END;
 
 CREATE TRIGGER groups_are_not_replaced
 BEFORE INSERT ON groups
-WHEN EXISTS (SELECT 1 FROM groups WHERE id = NEW.id)
+WHEN EXISTS (SELECT 1 FROM groups WHERE id = NEW.id OR number = NEW.number)
 BEGIN
     SELECT RAISE(ABORT, 'the group exists: change its members instead');
 END;

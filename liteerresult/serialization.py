@@ -173,7 +173,7 @@ def encode_exception(exc: BaseException, *, _limit: int = LARGEST_BYTES) -> str:
         exc: The exception, with its notes, causes and group members.
 
     Source:
-        kombu.utils.json and celery.backends.base, ``prepare_exception``.
+        celery.backends.base, ``Backend.prepare_exception``.
     """
     try:
         text = _valid_text(describe(exc, lambda value: _Walk().plain(value)))

@@ -77,7 +77,7 @@ def is_legal(old: str | None, new: str, *, resubmit: bool = False) -> bool:
         return old in PROPAGATE_STATES and new == PENDING
     if old is None:
         return True
-    return old not in READY_STATES and (new != PENDING or old == PENDING)
+    return old not in READY_STATES and (new != PENDING or old == PENDING) and not (new == old == STARTED)
 
 
 def check_custom(state: str) -> str:
@@ -91,8 +91,11 @@ def check_custom(state: str) -> str:
     if not isinstance(state, str):
         msg = f"a state is a str, not {type(state).__name__}"
         raise TypeError(msg)
-    if state in READY_STATES or state in UNREADY_STATES or state == SUCCESS:
-        msg = f"{state} is not a custom state: use mark_as_done, mark_as_failure, mark_as_started, mark_as_retry or mark_as_revoked"
+    if state in READY_STATES or state in UNREADY_STATES or state in (SUCCESS, LOST):
+        msg = (
+            f"{state} is not a custom state: use mark_as_done, mark_as_failure, mark_as_started, mark_as_retry "
+            "or mark_as_revoked"
+        )
         raise ValueError(msg)
     if not _CUSTOM.match(state):
         msg = f"a custom state is an upper-case name (A-Z, 0-9, _) such as PROGRESS, not {state!r}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakValueDictionary
 
 from .backend import set_opener
@@ -54,9 +54,13 @@ class ResultStore(Upkeep):
     ) -> None:
         super().__init__(path, durability=durability, serializer=serializer, accept=accept, clock=clock, new_id=new_id)
         self._attempts = {}
-        self.reap()
+        try:
+            self.reap()
+        except BaseException:
+            self.close()
+            raise
 
-    def __enter__(self) -> ResultStore:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal as signals
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 from .backend import TaskMeta, check_id
 from .core import StoreCore
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Mapping, Sequence
     from types import TracebackType
+
+    from .backend import Backend
 
 __all__ = ["RunningTask", "TaskVerbs", "current_task"]
 
@@ -45,7 +47,8 @@ _CREATE = """
     INSERT INTO tasks (id, name, parent_id, args, kwargs, created_at) VALUES (?, ?, ?, ?, ?, ?)"""
 
 _START = """
-    UPDATE tasks SET status = 'STARTED', owner = :owner, started_at = :now, result = NULL, encoding = NULL, traceback = NULL
+    UPDATE tasks SET status = 'STARTED', owner = :owner, started_at = :now,
+        result = NULL, encoding = NULL, traceback = NULL
     WHERE id = :id AND done_number IS NULL AND status <> 'STARTED'
       AND (owner IS NULL OR owner = :owner OR status IN ('PENDING', 'RETRY')) AND retries = coalesce(:attempt, retries)
     RETURNING retries"""
@@ -96,6 +99,9 @@ class TaskVerbs(StoreCore):
     """Attempts that this store object has begun: task id to number."""
     _registered: str | None = None
 
+    def _result(self, task_id: str) -> AsyncResult:
+        return AsyncResult(task_id, cast("Backend", self))  # with the verbs on groups, which lie above
+
     # Reading
 
     def get_task_meta(self, task_id: str) -> TaskMeta:
@@ -113,7 +119,8 @@ class TaskVerbs(StoreCore):
         serializer = self._serializer
         rows = {row[0]: row for row in self._db.read(_READ_MANY, (json.dumps(list(task_ids)),))}
         return [
-            TaskMeta(serializer, *rows[task_id]) if task_id in rows else TaskMeta(serializer, task_id) for task_id in task_ids
+            TaskMeta(serializer, *rows[task_id]) if task_id in rows else TaskMeta(serializer, task_id)
+            for task_id in task_ids
         ]
 
     def exists(self, task_id: str) -> bool:
@@ -181,7 +188,7 @@ class TaskVerbs(StoreCore):
             connection.execute(_CREATE, row)
 
         self._write(operation)
-        return AsyncResult(task_id, self)
+        return self._result(task_id)
 
     def parent_id_of(self, parent: ResultBase | str | None) -> str | None:
         """Return the id of what is given as a parent; of the task that runs in this context if None."""
@@ -264,10 +271,10 @@ class TaskVerbs(StoreCore):
         task_id = check_id(task_id)
         try:
             payload = _Payload(self._serializer.encode(result), self._serializer.encoding, None)
-        except EncodeError as exc:
+            self._finish(task_id, DONE, payload)
+        except EncodeError as exc:  # by the encoder, or by SQLite's own limit
             self.mark_as_failure(task_id, exc)
             raise
-        self._finish(task_id, DONE, payload)
 
     def mark_as_failure(self, task_id: str, exc: BaseException | str, traceback: str | None = None) -> None:
         """
@@ -311,16 +318,18 @@ class TaskVerbs(StoreCore):
         now, encoding = self.clock.time(), self._serializer.encoding
         encode, attempt = self._serializer.encode, self._attempts.get
         rows = [
-            (DONE, encode(value), encoding, None, now, check_id(task_id), attempt(task_id)) for task_id, value in results.items()
+            (DONE, encode(value), encoding, None, now, check_id(task_id), attempt(task_id))
+            for task_id, value in results.items()
         ]
 
         def operation(connection: sqlite3.Connection) -> None:
+            connection.execute("SAVEPOINT many")
             if connection.executemany(_FINISH, rows).rowcount == len(rows):
                 return
-            # Some had no row, or were final: executemany does not say which, so look at each.
+            # Some had no row, or were final; executemany does not say which.
+            connection.execute("ROLLBACK TO many")
             for row in rows:
-                if not connection.execute("SELECT 1 FROM tasks WHERE id = ? AND status = 'DONE' AND done_at = ?", (row[5], now)).fetchone():
-                    self._finish_row(connection, row)
+                self._finish_row(connection, row)
 
         if rows:
             self._write(operation)
@@ -331,23 +340,25 @@ class TaskVerbs(StoreCore):
         attempt = self._attempts.get(task_id) if fenced else None
         row = (status, *payload, self.clock.time(), task_id, attempt)
 
-        def operation(connection: sqlite3.Connection) -> None:
-            if connection.execute(_FINISH, row).rowcount != 1:
-                self._finish_row(connection, row)
-
-        try:
-            self._write(operation)
-        finally:
-            self._attempts.pop(task_id, None)
+        if not self._write_one(_FINISH, row):
+            self._write(lambda connection: self._finish_row(connection, row))
+        self._attempts.pop(task_id, None)
 
     def _finish_row(self, connection: sqlite3.Connection, row: tuple[Any, ...]) -> None:
+        """Finish a task that may have no row; refuse it if it has one that can't be finished."""
         task_id = row[5]
+        if connection.execute(_FINISH, row).rowcount == 1:
+            return  # it was made meanwhile
         if connection.execute(_EXISTS, (task_id,)).fetchone() is not None:
             raise self._refusal(connection, task_id, row[0], row[6])
         connection.execute(_FINISH_UNKNOWN, (*row[:6], row[4]))
 
-    def _refusal(self, connection: sqlite3.Connection, task_id: str, to_status: str, attempt: int | None) -> TransitionError:
-        status, retries, owner = connection.execute("SELECT status, retries, owner FROM tasks WHERE id = ?", (task_id,)).fetchone()
+    def _refusal(
+        self, connection: sqlite3.Connection, task_id: str, to_status: str, attempt: int | None
+    ) -> TransitionError:
+        status, retries, owner = connection.execute(
+            "SELECT status, retries, owner FROM tasks WHERE id = ?", (task_id,)
+        ).fetchone()
         if attempt is not None and retries != attempt:
             reason = f"this worker's attempt {attempt} was declared lost, the task is at attempt {retries}"
         elif status in (DONE, FAILURE, REVOKED):
@@ -396,20 +407,23 @@ class TaskVerbs(StoreCore):
     def _update(self, task_id: str, status: str, payload: _Payload) -> None:
         attempt = self._attempts.get(task_id)
 
+        row = (status, *payload, task_id, attempt)
+
         def operation(connection: sqlite3.Connection) -> None:
-            if connection.execute(_UPDATE_STATE, (status, *payload, task_id, attempt)).rowcount == 1:
+            if connection.execute(_UPDATE_STATE, row).rowcount == 1:
                 return
             if connection.execute(_EXISTS, (task_id,)).fetchone() is not None:
                 raise self._refusal(connection, task_id, status, attempt)
             connection.execute(_UPDATE_STATE_UNKNOWN, (status, *payload, task_id, self.clock.time()))
 
-        self._write(operation)
+        if not self._write_one(_UPDATE_STATE, row):
+            self._write(operation)
 
     # Back, and away
 
     def resubmit(self, task_id: str) -> AsyncResult:
         """
-        Send a failed or revoked task back to PENDING, for its next attempt. What the last one ended with is kept in `attempts`.
+        Send a failed or revoked task back to PENDING, for its next attempt; `attempts` keeps how the last one ended.
 
         Raises:
             TransitionError: It is neither FAILURE nor REVOKED, or unknown.
@@ -427,7 +441,7 @@ class TaskVerbs(StoreCore):
 
         self._write(operation)
         self._attempts.pop(task_id, None)
-        return AsyncResult(task_id, self)
+        return self._result(task_id)
 
     def revoke(self, task_id: str, *, terminate: bool = False, signal: int | str = "SIGTERM") -> bool:
         """
@@ -444,7 +458,9 @@ class TaskVerbs(StoreCore):
         Raises:
             ValueError: There is no such signal.
         """
-        number = signals.Signals[signal] if isinstance(signal, str) and signal in signals.Signals.__members__ else signal
+        number = (
+            signals.Signals[signal] if isinstance(signal, str) and signal in signals.Signals.__members__ else signal
+        )
         if isinstance(number, str):
             msg = f"no signal is named {signal!r}; try SIGTERM"
             raise ValueError(msg)  # noqa: TRY004 - the type was right
@@ -462,7 +478,7 @@ class TaskVerbs(StoreCore):
     def forget(self, task_id: str) -> None:
         """Delete a task's row; nothing happens if there is none. Its groups keep the id and wait for it anew."""
         task_id = check_id(task_id)
-        self._write(lambda connection: connection.execute(_FORGET, (task_id,)) and None)
+        self._write_one(_FORGET, (task_id,))
         self._attempts.pop(task_id, None)
 
 
@@ -495,17 +511,16 @@ class RunningTask:
         """Record a custom state such as PROGRESS: see `ResultStore.update_state`."""
         self._store.update_state(self.task_id, state, meta)
 
-    def __enter__(self) -> RunningTask:
+    def __enter__(self) -> Self:
         self.retries = self._store.start(self.task_id)
         self._token = current_task.set((self._store.path, self.task_id))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         current_task.reset(self._token)
-        if self.task_id not in self._store._attempts:
+        if self._store._attempts.get(self.task_id) != self.retries:
             return  # the block reported the end itself
         if exc is None:
             self._store.mark_as_done(self.task_id, self.result)
         else:
             self._store.mark_as_failure(self.task_id, exc)
-

@@ -6,7 +6,7 @@ import os
 import signal as signals
 from typing import TYPE_CHECKING
 
-from .liveness import parse_owner
+from .liveness import host_name, parse_owner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +26,8 @@ def send_to_owner(owner: str, signal: int, is_alive: Callable[[str], bool]) -> b
     Returns:
         Whether the signal was sent.
     """
-    pid, _ = parse_owner(owner)
-    if pid is None or not hasattr(signals, "pidfd_send_signal"):
+    pid, host = parse_owner(owner)
+    if pid is None or host != host_name() or not hasattr(signals, "pidfd_send_signal"):
         return False
     try:
         process = os.pidfd_open(pid)

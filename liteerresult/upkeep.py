@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Upkeep"]
 
-_ERROR = """json_object(
-        'type', 'WorkerLostError', 'module', 'liteerresult.errors',
-        'text', :worker || iif(started_at IS NULL, ' died before a worker began task ', ' died while it ran task ') || id,
-        'args', json_array(:worker || iif(started_at IS NULL, ' died before a worker began task ', ' died while it ran task ') || id),
+_TEXT = ":worker || iif(started_at IS NULL, ' died before a worker began task ', ' died while it ran task ') || id"
+
+_ERROR = f"""json_object(
+        'type', 'WorkerLostError', 'module', 'liteerresult.errors', 'text', {_TEXT}, 'args', json_array({_TEXT}),
         'attributes', json_object(
             'task_id', id, 'pid', :pid, 'host', :host, 'since', coalesce(started_at, created_at),
             'started', json(iif(started_at IS NULL, 'false', 'true'))))"""
@@ -80,7 +80,9 @@ class Upkeep(GroupVerbs):
             connection.execute(_FORGET_OWNER, (owner,))
             return lost
 
-        lost = self._write(operation)
+        lost = self.transact_quietly(operation, flush=False)
+        if lost:
+            self.flush()
         self._owners.discard(owner)
         return lost
 

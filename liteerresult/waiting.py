@@ -8,6 +8,7 @@ wait, read again) is theirs: the first `Park` is answered by arming, not by wait
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -23,6 +24,9 @@ __all__ = ["Deadline", "Park", "Stream", "arrivals", "drive", "drive_async", "on
 
 READ_AT_ONCE = 1000
 """Rows read by one query."""
+
+NAMED_AT_MOST = 10
+"""Ids that a TimeoutError names."""
 
 _T = TypeVar("_T")
 
@@ -71,13 +75,14 @@ class Deadline:
         """Return the seconds left, 0 once it passed; None if there is no limit."""
         return None if self.at is None else max(0.0, self.at - time.monotonic())
 
-    def check(self, waiting_for: Sequence[str], total: int = 1) -> float | None:
+    def check(self, waiting_for: Collection[str], total: int = 1) -> float | None:
         """Return `remaining`; raise TimeoutError if nothing is left."""
         left = self.remaining()
         if left == 0.0:
-            names = ", ".join(waiting_for[:10]) + (", …" if len(waiting_for) > 10 else "")
+            some = tuple(itertools.islice(waiting_for, NAMED_AT_MOST))
+            names = ", ".join(some) + (", …" if len(waiting_for) > NAMED_AT_MOST else "")
             msg = f"not ready after {self.timeout} s: {len(waiting_for)} of {total} to wait for ({names})"
-            raise TimeoutError(msg, timeout=self.timeout, waiting_for=tuple(waiting_for[:10]))
+            raise TimeoutError(msg, timeout=self.timeout, waiting_for=some)
         return left
 
 
@@ -125,8 +130,11 @@ def arrivals(
             if meta.ready:  # else it was resubmitted meanwhile
                 del pending[meta.task_id]
                 yield meta
+        if not pending:
+            return
+        left = deadline.check(pending, total)
         if not completed:
-            yield Park(deadline.check(list(pending)[:11] if len(pending) > 11 else list(pending), total))
+            yield Park(left)
             if on_interval is not None:
                 on_interval()
 

@@ -105,15 +105,26 @@ def run_chunk(home: Home, function: Callable[..., Any], calls: list[Call]) -> Ch
     if home.host != this_host() or not os.path.exists(home.path):
         outcomes = [_outcome(function, call) for call in calls]
         return ChunkReport([], time.perf_counter() - started, outcomes)
-    from .store import open_store
-
-    recorder = _Recorder(open_store(home.path, *home.options))
+    recorder = _Recorder(_store_at(home))
     again = []
     for position, call in enumerate(calls):
         if recorder.begin(call) and recorder.run(function, call):
             again.append(position)
     recorder.end()
     return ChunkReport(again, time.perf_counter() - started)
+
+
+_stores: dict[tuple[Any, ...], ResultStore] = {}
+
+
+def _store_at(home: Home) -> ResultStore:
+    """Return the store, kept open from one chunk to the next."""
+    from .store import open_store
+
+    store = _stores.get(home)
+    if store is None or store.closed:
+        store = _stores[home] = open_store(home.path, *home.options)
+    return store
 
 
 def _outcome(function: Callable[..., Any], call: Call) -> tuple[bool, Any]:
@@ -172,7 +183,7 @@ class _Recorder:
         """Record what ended last, and see that all of it lasts and is heard of."""
         ended = self._ended
         if ended is not None:
-            self._store.transact_quietly(lambda connection: connection.execute(*ended) and None, flush=True)
+            self._store.transact_quietly(lambda connection: connection.execute(*ended), flush=True)
         else:
             self._store.flush()
 

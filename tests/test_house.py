@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 LAYERS = (
     ("errors", "states", "clock"),
     (
-        *("serialization", "exceptions", "bell", "liveness", "waiting", "results"),
-        *("filesystem", "schema", "connection"),
+        *("serialization", "exceptions", "bell", "liveness", "termination", "filesystem", "schema", "connection"),
+        *("backend", "waiting", "futures", "results", "groups"),
     ),
-    ("store",),
-    ("runner",),
+    ("core", "tasks", "grouprows", "upkeep", "store"),
+    ("worker", "batch", "runner"),
     ("__init__",),
-    ("cli", "celery_backend", "testing", "report"),
+    ("cli", "commands", "doctor", "tables", "celery_backend", "testing", "report"),
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 

@@ -1,0 +1,1 @@
+"""Across processes: wake, kill, fork, contention. Real files, real processes, real SIGKILL."""
