@@ -12,8 +12,6 @@ from .states import DONE, PENDING, PROPAGATE_STATES, READY_STATES, RETRY, REVOKE
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from .groups import GroupResult
-
 __all__ = [
     "Backend",
     "Decoder",
@@ -273,12 +271,12 @@ class Backend(Protocol):
         """Return the ids of what a task submitted, in order, each with whether it is a group."""
         ...
 
-    def save_group(self, group: GroupResult) -> GroupResult:
-        """Store a group, its order, nesting and parent; return it."""
+    def save_group(self, group: Any) -> Any:
+        """Store a `GroupResult`, its order, nesting and parent; return it."""
         ...
 
-    def restore_group(self, group_id: str) -> GroupResult | None:
-        """Return a stored group, or None."""
+    def restore_group(self, group_id: str) -> Any:
+        """Return a stored group as `GroupResult`, or None."""
         ...
 
     def delete_group(self, group_id: str) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .store import ResultStore
 
-__all__ = ["Plan", "call_name", "decide_lost", "fingerprint", "plan_group", "plan_task"]
+__all__ = ["Plan", "call_name", "decide_lost", "fingerprint", "plan_group", "plan_task", "revoke_all"]
 
 _KNOWN = """
     SELECT m.task_id, m.child_id, t.status, t.retries, t.owner, t.fingerprint
@@ -41,6 +41,11 @@ _SAVE_GROUP = "UPDATE groups SET saved = 1 WHERE id = ?"
 _RESUBMIT = "UPDATE tasks SET status = 'PENDING', retries = retries + 1, owner = ?, submitter = ? WHERE id = ?"
 
 _TAKE_OVER = "UPDATE tasks SET owner = ?, submitter = ? WHERE id = ?"
+
+_REVOKE = """
+    UPDATE tasks SET status = 'REVOKED', result = NULL, encoding = NULL, traceback = NULL, done_at = ?,
+        done_number = (SELECT done_number FROM next_completion)
+    WHERE id = ? AND done_number IS NULL"""
 
 _TRY_AGAIN = "UPDATE tasks SET status = 'RETRY', owner = submitter WHERE id = ? AND status = 'LOST' AND retries = ?"
 
@@ -224,3 +229,9 @@ def decide_lost(store: ResultStore, again: list[tuple[str, int]], given_up: list
         connection.executemany(_GIVE_UP, [(now, *row) for row in given_up])
 
     store.transact_quietly(operation, flush=True)
+
+
+def revoke_all(store: ResultStore, task_ids: list[str]) -> None:
+    """Cancel tasks that are not final, in one transaction."""
+    rows = [(store.clock.time(), task_id) for task_id in task_ids]
+    store.transact_quietly(lambda connection: connection.executemany(_REVOKE, rows), flush=True)

@@ -10,6 +10,7 @@ same instance by ``add_reader``. Where there is no inotify, waiters poll with ba
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import os
 import select
@@ -32,6 +33,9 @@ SQL) or died between commit and bell.
 
 POLL_FIRST, POLL_LONGEST, POLL_GROWTH = 0.001, 0.05, 1.5
 """Back-off where there are no file events, in seconds."""
+
+LONGEST_SLEEP = 86_400.0
+"""Longest single sleep in seconds: the system's calls take no more than some weeks."""
 
 
 class Watch:
@@ -218,7 +222,7 @@ class _Hub:
                     else:
                         self._followers.append(watch)
                 if leading:
-                    self._poller.poll(None if remaining is None else remaining * 1000)
+                    self._poller.poll(1000 * (LONGEST_SLEEP if remaining is None else min(remaining, LONGEST_SLEEP)))
                     with self._mutex:
                         self._leader, leading = None, False
                         self._read()
@@ -235,7 +239,7 @@ class _Hub:
 
     def _follow(self, watch: Watch, timeout: float | None) -> None:
         try:
-            woken = watch._gate.acquire(timeout=-1 if timeout is None else timeout)
+            woken = watch._gate.acquire(timeout=LONGEST_SLEEP if timeout is None else min(timeout, LONGEST_SLEEP))
         except BaseException:
             woken = False
             raise
@@ -259,7 +263,7 @@ class _Hub:
             self._loops[loop] = self._loops.get(loop, 0) + 1
             if self._loops[loop] == 1:
                 loop.add_reader(self.fd, self._readable)  # type: ignore[arg-type]
-        timer = None if timeout is None else loop.call_later(max(timeout, 0.0), _resolve, future)
+        timer = None if timeout is None else loop.call_later(min(max(timeout, 0.0), LONGEST_SLEEP), _resolve, future)
         try:
             await future
         finally:
@@ -310,7 +314,13 @@ def _after_fork_in_child() -> None:
     _hub, _hub_guard = None, threading.Lock()
 
 
+def _at_exit() -> None:
+    if _hub is not None:
+        _hub.close()
+
+
 os.register_at_fork(after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)
 
 
 def notification_in_use() -> str:

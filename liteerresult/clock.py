@@ -14,24 +14,16 @@ class Clock(Protocol):
     """What a store asks of time."""
 
     def time(self) -> float:
-        """Return Unix seconds: what is stored."""
-        ...
-
-    def monotonic(self) -> float:
-        """Return seconds that never run backwards: what deadlines are made of."""
+        """Return Unix seconds: what is stored; deadlines are on the machine's monotonic clock."""
         ...
 
 
 class SystemClock:
-    """The machine's clocks."""
+    """The machine's clock."""
 
     def time(self) -> float:
         """Return Unix seconds."""
         return time.time()
-
-    def monotonic(self) -> float:
-        """Return seconds that never run backwards."""
-        return time.monotonic()
 
 
 def uuid7() -> str:

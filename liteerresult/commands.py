@@ -357,7 +357,7 @@ class Batch:
             event = self._events.get(timeout=LOOK_EVERY)
         except Empty:
             # If it can't write any more nobody will finish its tasks, and nobody else can either while we live.
-            if self._runner._error is not None and not self._closing:
+            if self._runner.error is not None and not self._closing:
                 self._end("the run failed")
             return False
         match event:

@@ -71,6 +71,8 @@ class _Connection:
         owner = self._owner()
         if owner is not None:
             owner.release(self.raw)
+        else:
+            self.raw.close()
 
 
 class Database:
@@ -148,7 +150,7 @@ class Database:
             cached_statements=256,
         )
         try:
-            with self._queued():
+            with self.queued():
                 prepare(raw, self.path)
             full = self.durability == "power-loss" and not self._syncs
             raw.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
@@ -197,16 +199,27 @@ class Database:
             self._raw.discard(raw)
         raw.close()
 
-    def close(self) -> None:
-        """Close this process's connections, of all threads. The object can't be used any more."""
+    def close(self, *, unused: bool = False) -> None:
+        """
+        Close this process's connections, of all threads, once those that are at work have finished.
+
+        Args:
+            unused: True if no other thread can be at work: then nobody is waited for.
+        """
         if self.closed:
             return
         self.closed = True
-        self.before_fork()
-        for fd in (self._wal_fd, self._lock_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._wal_fd = self._lock_fd = -1
+        if not unused:
+            _gate.shut()
+        try:
+            self.before_fork()
+            for fd in (self._wal_fd, self._lock_fd):
+                if fd >= 0:
+                    os.close(fd)
+            self._wal_fd = self._lock_fd = -1
+        finally:
+            if not unused:
+                _gate.reopen()
 
     def before_fork(self) -> None:
         """Close the connections of all threads; they open new ones when they next need them."""
@@ -282,12 +295,12 @@ class Database:
                     raise
             finally:
                 self._end_turn()
+            if durable:
+                self._sync()
         except sqlite3.Error as exc:
             raise self.mapped(exc, time.monotonic() - started) from exc
         finally:
             _gate.inside.discard(ident)
-        if durable:
-            self.sync()
         return value
 
     def execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any]) -> int:
@@ -311,12 +324,12 @@ class Database:
                 changed = connection.execute(sql, parameters).rowcount
             finally:
                 self._end_turn()
+            if changed:
+                self._sync()
         except sqlite3.Error as exc:
             raise self.mapped(exc, time.monotonic() - started) from exc
         finally:
             _gate.inside.discard(ident)
-        if changed:
-            self.sync()
         return changed
 
     def sync(self) -> None:
@@ -326,6 +339,15 @@ class Database:
         Raises:
             StoreError: The disk refused: the commits stand, and may be lost if the machine goes down.
         """
+        ident = get_ident()
+        _gate.enter(ident)
+        try:
+            self.connection()  # holds the WAL in place
+            self._sync()
+        finally:
+            _gate.inside.discard(ident)
+
+    def _sync(self) -> None:
         if self._syncs:
             try:
                 os.fdatasync(self._wal_fd)
@@ -360,7 +382,8 @@ class Database:
         self._turn.release()
 
     @contextlib.contextmanager
-    def _queued(self) -> Iterator[None]:
+    def queued(self) -> Iterator[None]:
+        """Hold the writers' lock without a transaction."""
         self._take_turn()
         try:
             yield

@@ -147,7 +147,7 @@ class StoreCore:
 
 def _let_go(database: Database, bell: Bell, pid: int) -> None:
     if pid == os.getpid() and not database.closed:
-        database.close()
+        database.close(unused=True)
         bell.close()
 
 

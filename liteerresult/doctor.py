@@ -221,7 +221,7 @@ def _wal(database: Database) -> Iterator[Finding]:
     connection = database.connection()
     try:
         # Two checkpoints at once are what the bug that `_sqlite` tells of needs.
-        with database._queued():  # a checkpoint can't run inside `transact`
+        with database.queued():  # a checkpoint can't run inside `transact`
             busy, log, checkpointed = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     except sqlite3.Error as exc:
         raise database.mapped(exc) from exc

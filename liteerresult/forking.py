@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import weakref
 
-__all__ = ["FORK_TIMEOUT", "Forked", "ForkGate"]
+__all__ = ["FORK_TIMEOUT", "ForkGate", "Forked"]
 
 FORK_TIMEOUT = 30.0
 """How long a fork waits for other threads to leave SQLite, in seconds."""
@@ -47,46 +47,52 @@ class ForkGate:
         self._members = members
         self.inside: set[int] = set()
         """Idents of the threads that are inside."""
-        self.forking = False
+        self.is_shut = False
+        """True while it is shut."""
         self._reset()
-        os.register_at_fork(before=self._before, after_in_parent=self._in_parent, after_in_child=self._in_child)
+        os.register_at_fork(before=self._before, after_in_parent=self.reopen, after_in_child=self._in_child)
 
     def _reset(self) -> None:
         self._open = threading.Event()
         self._open.set()
-        self._one_fork = threading.Lock()
+        self._shutting = threading.Lock()
         self._clean = True
 
     def enter(self, ident: int) -> None:
-        """Go in; wait if a fork is under way. Leave by ``inside.discard(ident)``."""
+        """Go in; wait while it is shut. Leave by ``inside.discard(ident)``."""
         self.inside.add(ident)
-        while self.forking:
+        while self.is_shut:
             self.inside.discard(ident)
             self._open.wait()
             self.inside.add(ident)
 
-    def _before(self) -> None:
-        self._one_fork.acquire()
+    def shut(self) -> None:
+        """Let nobody in, and wait until this thread is alone. `reopen` has to follow."""
+        self._shutting.acquire()
         self._open.clear()
-        self.forking = True
+        self.is_shut = True
         me = threading.get_ident()
         deadline = time.monotonic() + FORK_TIMEOUT
         while self.inside - {me} and time.monotonic() < deadline:
             time.sleep(0.0002)
+
+    def reopen(self) -> None:
+        """Let everybody in again."""
+        self.is_shut = False
+        self._open.set()
+        self._shutting.release()
+
+    def _before(self) -> None:
+        self.shut()
         self._clean = not self.inside
         if self._clean:
             for member in list(self._members):
                 member.before_fork()
 
-    def _in_parent(self) -> None:
-        self.forking = False
-        self._open.set()
-        self._one_fork.release()
-
     def _in_child(self) -> None:
         clean = self._clean
         self.inside.clear()
-        self.forking = False
+        self.is_shut = False
         self._reset()
         for member in list(self._members):
             member.after_fork_in_child(clean=clean)

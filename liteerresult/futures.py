@@ -6,7 +6,6 @@ import functools
 import os
 import threading
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -21,34 +20,35 @@ __all__ = ["future_of"]
 class _StoredFuture(Future[Any]):
     """A future that nobody runs: cancelling it is the end of it, for those who wait on it too."""
 
-    def cancel(self) -> bool:
-        if not super().cancel():
-            return False
-        with suppress(InvalidStateError):
-            self.set_running_or_notify_cancel()
-        return True
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_done_callback(_notify_if_cancelled)
+
+
+def _notify_if_cancelled(future: Future[Any]) -> None:
+    if future.cancelled():
+        future.set_running_or_notify_cancel()
 
 
 class _Completer:
     """Waits for every task that somebody has a future of; its thread ends when there is none left."""
 
-    def __init__(self, backend: Backend) -> None:
-        self.pid = os.getpid()
-        self._backend = backend
+    def __init__(self) -> None:
         self._mutex = threading.Lock()
         self._new: dict[str, list[Future[Any]]] = {}
         self._cancelled: set[str] = set()
         self._watch: Waiting | None = None
         self._running = False
 
-    def add(self, task_id: str, future: Future[Any]) -> None:
+    def add(self, backend: Backend, task_id: str, future: Future[Any]) -> None:
+        """Wait for a task on behalf of *future*."""
         with self._mutex:
             self._new.setdefault(task_id, []).append(future)
             if self._watch is not None:
                 self._watch.fire()
             if not self._running:
                 self._running = True
-                threading.Thread(target=self._run, name="liteerresult-futures", daemon=True).start()
+                threading.Thread(target=self._run, args=(backend,), name="liteerresult-futures", daemon=True).start()
 
     def drop(self, task_id: str, future: Future[Any]) -> None:
         """Stop waiting for what nobody wants any more."""
@@ -58,15 +58,15 @@ class _Completer:
                 if self._watch is not None:
                     self._watch.fire()
 
-    def _run(self) -> None:
+    def _run(self, backend: Backend) -> None:
         pending: dict[str, list[Future[Any]]] = {}
         try:
-            with self._backend.watch() as watch:
+            with backend.watch() as watch:
                 with self._mutex:
                     self._watch = watch
-                number = self._backend.completion_number()
-                while self._take(pending):
-                    number = self._look(pending, number)
+                number = backend.completion_number()
+                while self._take(backend, pending):
+                    number = self._look(backend, pending, number)
                     if pending and not self._new:
                         watch.wait(None)
         except BaseException as exc:  # noqa: BLE001 - nobody else could hear of it
@@ -77,29 +77,30 @@ class _Completer:
                 for future in futures:
                     _settle(future, exc, failed=True)
 
-    def _take(self, pending: dict[str, list[Future[Any]]]) -> bool:
+    def _take(self, backend: Backend, pending: dict[str, list[Future[Any]]]) -> bool:
         """Take over what was added, completing what is ready already; False if the thread may end."""
         with self._mutex:
             new, self._new = self._new, {}
             cancelled, self._cancelled = self._cancelled, set()
+            for task_id, futures in new.items():
+                pending.setdefault(task_id, []).extend(futures)
             for task_id in cancelled & pending.keys():
                 if all(future.cancelled() for future in pending[task_id]):
                     del pending[task_id]
-            if not new and not pending:
+            if not pending:
                 self._running, self._watch = False, None
                 return False
-        for task_id, futures in new.items():
-            pending.setdefault(task_id, []).extend(futures)
-        if new:
-            for meta in self._backend.get_many(list(new)):
-                if meta.ready:
-                    _complete(meta, pending.pop(meta.task_id))
+        fresh = [task_id for task_id in new if task_id in pending]
+        for meta in backend.get_many(fresh) if fresh else ():
+            if meta.ready:
+                _complete(meta, pending.pop(meta.task_id))
         return True
 
-    def _look(self, pending: dict[str, list[Future[Any]]], number: int) -> int:
-        number, completed = self._backend.completed_since(number)
+    @staticmethod
+    def _look(backend: Backend, pending: dict[str, list[Future[Any]]], number: int) -> int:
+        number, completed = backend.completed_since(number)
         hits = [task_id for task_id in completed if task_id in pending]
-        for meta in self._backend.get_many(hits) if hits else ():
+        for meta in backend.get_many(hits) if hits else ():
             if meta.ready:
                 _complete(meta, pending.pop(meta.task_id))
         return number
@@ -144,7 +145,7 @@ def future_of(backend: Backend, task_id: str) -> Future[Any]:
     with _guard:
         completer = _completers.get(backend)
         if completer is None:
-            completer = _completers[backend] = _Completer(backend)
-    completer.add(task_id, future)
+            completer = _completers[backend] = _Completer()
+    completer.add(backend, task_id, future)
     future.add_done_callback(functools.partial(completer.drop, task_id))
     return future

@@ -43,7 +43,8 @@ _COUNTS = "SELECT size, done, failed, revoked, members, tasks_done + groups_done
 
 _PARENT = """
     SELECT up.id,
-        EXISTS (SELECT 1 FROM groups AS g WHERE g.id = up.id) AND NOT EXISTS (SELECT 1 FROM tasks AS t WHERE t.id = up.id)
+        EXISTS (SELECT 1 FROM groups AS g WHERE g.id = up.id)
+            AND NOT EXISTS (SELECT 1 FROM tasks AS t WHERE t.id = up.id)
     FROM (SELECT parent_id AS id FROM tasks WHERE id = :id UNION ALL SELECT parent_id FROM groups WHERE id = :id) AS up
     WHERE up.id IS NOT NULL LIMIT 1"""
 

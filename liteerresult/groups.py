@@ -572,10 +572,11 @@ class GroupResult(ResultSet):
         Source:
             celery.result, ``GroupResult.save``.
         """
-        return (backend or self.backend or default_backend()).save_group(self)
+        (backend or self.backend or default_backend()).save_group(self)
+        return self
 
     def delete(self, backend: Backend | None = None) -> None:
-        """Delete the stored group, not its tasks, nor the members of this object; nothing happens if it is not stored."""
+        """Delete the stored group; its tasks stay, and so do this object's members. It may not be stored at all."""
         self._load()
         (backend or self.backend or default_backend()).delete_group(self.id)
         self._changed()

@@ -42,7 +42,8 @@ def link_to(link: tuple[str, bool] | None, backend: Backend) -> ResultBase | Non
         return None
     task_id, is_group = link
     if is_group:
-        return backend.restore_group(task_id)
+        group: ResultBase | None = backend.restore_group(task_id)
+        return group
     return AsyncResult(task_id, backend)
 
 

@@ -17,7 +17,7 @@ from signal import SIGTERM
 from typing import TYPE_CHECKING, Any, Self
 
 from .backend import check_id
-from .batch import Plan, call_name, decide_lost, plan_group, plan_task
+from .batch import Plan, call_name, decide_lost, plan_group, plan_task, revoke_all
 from .errors import TransitionError
 from .liveness import parse_owner
 from .results import AsyncResult
@@ -56,9 +56,9 @@ class _Batch:
         self.size = 1
         """How many calls the next chunk has."""
 
-    def learn(self, calls: int, seconds: float) -> None:
+    def learn(self, calls: int, seconds: float, chunk_seconds: float) -> None:
         """Set the size of the next chunks by what the last one took."""
-        fitting = int(CHUNK_SECONDS * calls / max(seconds, 1e-9))
+        fitting = int(chunk_seconds * calls / max(seconds, 1e-9))
         self.size = max(1, min(fitting, 4 * self.size, LARGEST_CHUNK))
 
 
@@ -93,12 +93,21 @@ class Runner:
         executor: Any `concurrent.futures.Executor`, or a function that makes one (which allows a broken
             pool to be replaced, whatever its kind). A `ProcessPoolExecutor` of its own if None.
 
+        chunk_seconds: Calls travel together as long as a chunk of them takes no longer than this. 0: each alone.
+
     Raises:
         TypeError: *executor* is none of these.
     """
 
-    def __init__(self, store: ResultStore, executor: Executor | Callable[[], Executor] | None = None) -> None:
+    def __init__(
+        self,
+        store: ResultStore,
+        executor: Executor | Callable[[], Executor] | None = None,
+        *,
+        chunk_seconds: float = CHUNK_SECONDS,
+    ) -> None:
         self.store = store
+        self._chunk_seconds = chunk_seconds
         self._make: Callable[[], Executor] | None = None
         if executor is None:
             executor = ProcessPoolExecutor
@@ -120,7 +129,8 @@ class Runner:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._cancelled = False
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
+        """What ended the dispatching thread before its time; None if all is well."""
         self._warm_up()
 
     def _warm_up(self) -> None:
@@ -203,9 +213,9 @@ class Runner:
         if self._closed:
             msg = "the runner is closed; make another"
             raise RuntimeError(msg)
-        if self._error is not None:
+        if self.error is not None:
             msg = "the runner can't go on"
-            raise RuntimeError(msg) from self._error
+            raise RuntimeError(msg) from self.error
 
     def _hand_in(self, function: Callable[..., Any], plan: Plan, calls: list[Any], retries: int) -> None:
         if not plan.todo:
@@ -241,8 +251,8 @@ class Runner:
             self._inbox.put(None)
             self._thread.join()
         self._executor.shutdown(wait=True)
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
 
     def __enter__(self) -> Self:
         return self
@@ -267,7 +277,7 @@ class Runner:
                 if self._inbox.empty() or len(self._in_flight) <= 1:
                     self._fill()
         except BaseException as exc:  # noqa: BLE001 - close() raises it where somebody sees it
-            self._error = exc
+            self.error = exc
             waiting = [job for batch in self._batches for job in batch.waiting]
             try:
                 self._give_up([*waiting, *(job for _, jobs in self._in_flight.values() for job in jobs)], exc)
@@ -314,7 +324,7 @@ class Runner:
         except BaseException as exc:  # noqa: BLE001 - the call could not be sent, or its report not be read
             self._give_up(jobs, exc)
         else:
-            batch.learn(len(jobs), report.seconds)
+            batch.learn(len(jobs), report.seconds, self._chunk_seconds)
             if report.outcomes is not None:
                 self._record(jobs, report.outcomes)
                 return
@@ -436,6 +446,6 @@ class Runner:
             future.cancel()
 
     def _revoke(self, jobs: list[_Job]) -> None:
-        for job in jobs:
-            self.store.revoke(job.task_id)
+        if jobs:
+            revoke_all(self.store, [job.task_id for job in jobs])
         self._count_down(len(jobs))

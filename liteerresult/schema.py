@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -66,8 +67,36 @@ def check_format(path: str, timeout: float = 5.0) -> bool:
     except sqlite3.DatabaseError:
         if not has_wal:
             raise
-    # Read-only: closing an ordinary connection could write another application's WAL into its file.
-    return _look(path, "mode=ro", timeout) != 0
+    application, found = _wal_header(path)
+    if application is None:
+        return False
+    if application != APPLICATION_ID:
+        msg = f"{path} is a SQLite database of another application; it was left as it was"
+        raise NotAResultStore(msg, path=path)
+    return found > 0
+
+
+def _wal_header(path: str) -> tuple[int | None, int]:
+    """
+    Return application_id and user_version as the WAL's newest first page has them; None if it has none.
+
+    SQLite itself would leave a -shm file beside the WAL. Reading the WAL by hand is safe, unlike the
+    database: SQLite keeps no locks on it.
+
+    Source:
+        "WAL File Format" and "The Database Header" in SQLite's file format documentation.
+    """
+    found: tuple[int | None, int] = (None, 0)
+    with Path(path + "-wal").open("rb") as wal:
+        header = wal.read(32)
+        if len(header) < 32:  # noqa: PLR2004 - the size of the header
+            return found
+        page_size, salts = int.from_bytes(header[8:12], "big"), header[16:24]
+        while len(frame := wal.read(24)) == 24 and frame[8:16] == salts:  # noqa: PLR2004 - the size of a frame's header
+            page = wal.read(page_size)
+            if frame[:4] == b"\0\0\0\1" and len(page) == page_size:
+                found = int.from_bytes(page[68:72], "big"), int.from_bytes(page[60:64], "big")
+    return found
 
 
 def _look(path: str, mode: str, timeout: float) -> int:

@@ -255,7 +255,9 @@ END;
 
 -- A value that equals what the last custom state left is given all the same, if the statement names the
 -- column. Only a trigger OF that column knows; this row is gone again at the statement's end.
-CREATE TABLE result_given (number INTEGER PRIMARY KEY) STRICT;
+CREATE TABLE result_given (
+    number      INTEGER PRIMARY KEY  -- tasks.number
+) STRICT;
 
 CREATE TRIGGER tasks_result_is_given
 BEFORE UPDATE OF result ON tasks
@@ -280,14 +282,6 @@ BEGIN
 
     -- Finished, and the writer left something out. What an unfinished state left in result is not the value,
     -- though a failed attempt's exception may stay.
-    UPDATE tasks SET
-        done_number = (SELECT done_number FROM next_completion),
-        done_at = coalesce(NEW.done_at, (julianday('now') - 2440587.5) * 86400.0),
-        encoding = CASE typeof(NEW.result) WHEN 'blob' THEN NEW.encoding ELSE 'json' END,
-        traceback = CASE WHEN NEW.traceback IS OLD.traceback AND NEW.status <> OLD.status
-                              AND NOT (NEW.status = 'FAILURE' AND OLD.status IN ('RETRY', 'LOST') AND NEW.result IS OLD.result)
-                         THEN NULL ELSE NEW.traceback END
-    WHERE number = NEW.number AND NEW.done_number IS NULL AND NEW.status IN ('DONE', 'FAILURE', 'REVOKED');
     UPDATE tasks SET result = NULL, encoding = 'json'
     WHERE number = NEW.number AND NEW.done_number IS NULL AND NEW.status IN ('DONE', 'FAILURE', 'REVOKED')
       AND (OLD.status NOT IN ('PENDING', 'STARTED', 'RETRY', 'LOST')
@@ -295,6 +289,14 @@ BEGIN
       AND NEW.result IS OLD.result
       AND NOT EXISTS (SELECT 1 FROM result_given WHERE number = NEW.number);
     DELETE FROM result_given;
+    UPDATE tasks SET
+        done_number = (SELECT done_number FROM next_completion),
+        done_at = coalesce(NEW.done_at, (julianday('now') - 2440587.5) * 86400.0),
+        encoding = CASE typeof(result) WHEN 'blob' THEN encoding ELSE 'json' END,
+        traceback = CASE WHEN NEW.traceback IS OLD.traceback AND NEW.status <> OLD.status
+                              AND NOT (NEW.status = 'FAILURE' AND OLD.status IN ('RETRY', 'LOST') AND NEW.result IS OLD.result)
+                         THEN NULL ELSE NEW.traceback END
+    WHERE number = NEW.number AND NEW.done_number IS NULL AND NEW.status IN ('DONE', 'FAILURE', 'REVOKED');
 
     -- Begun: the last attempt's result goes, and the time is filled in if the writer left it out.
     UPDATE tasks SET
@@ -309,9 +311,9 @@ BEGIN
     -- A failed attempt is kept, and the next one has the next number.
     INSERT OR REPLACE INTO attempts (task_id, attempt, status, result, encoding, traceback, owner, started_at, done_at)
     SELECT NEW.id, OLD.retries, 'RETRY', NEW.result, NEW.encoding, NEW.traceback, OLD.owner, OLD.started_at,
-           (julianday('now') - 2440587.5) * 86400.0
+           coalesce(NEW.done_at, (julianday('now') - 2440587.5) * 86400.0)
     WHERE NEW.status = 'RETRY';
-    UPDATE tasks SET retries = OLD.retries + 1 WHERE number = NEW.number AND NEW.status = 'RETRY';
+    UPDATE tasks SET retries = OLD.retries + 1, done_at = NULL WHERE number = NEW.number AND NEW.status = 'RETRY';
 
     -- So is what a resubmitted task had ended with.
     INSERT OR REPLACE INTO attempts (task_id, attempt, status, result, encoding, traceback, owner, started_at, done_at)

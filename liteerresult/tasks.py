@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal as signals
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
@@ -70,6 +71,10 @@ _FINISH_UNKNOWN = """
 
 _UPDATE_STATE = """
     UPDATE tasks SET status = ?, result = ?, encoding = ?, traceback = ?
+    WHERE id = ? AND done_number IS NULL AND retries = coalesce(?, retries)"""
+
+_RETRY = """
+    UPDATE tasks SET status = ?, result = ?, encoding = ?, traceback = ?, done_at = ?
     WHERE id = ? AND done_number IS NULL AND retries = coalesce(?, retries)"""
 
 _UPDATE_STATE_UNKNOWN = """
@@ -407,16 +412,20 @@ class TaskVerbs(StoreCore):
     def _update(self, task_id: str, status: str, payload: _Payload) -> None:
         attempt = self._attempts.get(task_id)
 
-        row = (status, *payload, task_id, attempt)
+        # When an attempt ended is told to `attempts`; the task itself goes on.
+        row: tuple[Any, ...]
+        sql, row = _UPDATE_STATE, (status, *payload, task_id, attempt)
+        if status == RETRY:
+            sql, row = _RETRY, (status, *payload, self.clock.time(), task_id, attempt)
 
         def operation(connection: sqlite3.Connection) -> None:
-            if connection.execute(_UPDATE_STATE, row).rowcount == 1:
+            if connection.execute(sql, row).rowcount == 1:
                 return
             if connection.execute(_EXISTS, (task_id,)).fetchone() is not None:
                 raise self._refusal(connection, task_id, status, attempt)
             connection.execute(_UPDATE_STATE_UNKNOWN, (status, *payload, task_id, self.clock.time()))
 
-        if not self._write_one(_UPDATE_STATE, row):
+        if not self._write_one(sql, row):
             self._write(operation)
 
     # Back, and away
@@ -523,4 +532,6 @@ class RunningTask:
         if exc is None:
             self._store.mark_as_done(self.task_id, self.result)
         else:
-            self._store.mark_as_failure(self.task_id, exc)
+            # Refused if it was revoked meanwhile, say; what the block raised goes on all the same.
+            with suppress(TransitionError):
+                self._store.mark_as_failure(self.task_id, exc)

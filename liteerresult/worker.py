@@ -35,7 +35,7 @@ _FINISH = """
 
 # An attempt that failed and is not the last goes back to the process that manages the batch.
 _GIVE_BACK = """
-    UPDATE tasks SET status = 'RETRY', result = ?, encoding = ?, traceback = ?, owner = submitter
+    UPDATE tasks SET status = 'RETRY', result = ?, encoding = ?, traceback = ?, done_at = ?, owner = submitter
     WHERE id = ? AND retries = ? AND done_number IS NULL"""
 
 
@@ -172,7 +172,7 @@ class _Recorder:
         except BaseException as exc:  # noqa: BLE001 - whatever it is, it is the call's outcome
             text, traceback = encode_exception(exc), format_traceback(exc)
             if not call.last and isinstance(exc, Exception) and not isinstance(exc, EncodeError):
-                self._ended = _GIVE_BACK, (text, "json", traceback, call.task_id, call.attempt)
+                self._ended = _GIVE_BACK, (text, "json", traceback, store.clock.time(), call.task_id, call.attempt)
                 return True
             self._ended = _FINISH, (FAILURE, text, "json", traceback, store.clock.time(), call.task_id, call.attempt)
         finally:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from liteerresult.liveness import Owners
+from liteerresult.liveness import Owners, host_name
 from liteerresult.termination import send_to_owner
 
 if TYPE_CHECKING:
@@ -33,7 +33,12 @@ def heard() -> Iterator[list[int]]:
 
 
 def myself() -> str:
-    return f"{os.getpid()}@host-{'0' * 32}"
+    return f"{os.getpid()}@{host_name()}-{'0' * 32}"
+
+
+def test_the_same_pid_on_another_host_is_not_signalled(heard: list[int]) -> None:
+    assert not send_to_owner(f"{os.getpid()}@elsewhere-{'0' * 32}", signal.SIGUSR1, always)
+    assert heard == []
 
 
 def test_live_owner_is_signalled(heard: list[int], tmp_path: Path) -> None:
@@ -57,7 +62,7 @@ def test_owner_without_a_pid_is_not_signalled(owner: str) -> None:
 def test_pid_that_nobody_has_is_not_signalled() -> None:
     with open("/proc/sys/kernel/pid_max") as file:
         nobody = int(file.read()) + 1
-    assert not send_to_owner(f"{nobody}@host-{'0' * 32}", signal.SIGTERM, always)
+    assert not send_to_owner(f"{nobody}@{host_name()}-{'0' * 32}", signal.SIGTERM, always)
 
 
 def test_liveness_is_asked_while_the_process_is_held(heard: list[int]) -> None:
