@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, runtime_checkable
 
 from .errors import ImproperlyConfigured, RemoteError, TaskRevokedError
 from .states import DONE, PENDING, PROPAGATE_STATES, READY_STATES, RETRY, REVOKED, STARTED
@@ -174,8 +173,7 @@ class TaskMeta:
         return f"<TaskMeta {self.task_id} {self.status}>"
 
 
-@dataclass(frozen=True, slots=True)
-class GroupCounts:
+class GroupCounts(NamedTuple):
     """
     A stored group's counts, kept by the file.
 
@@ -285,6 +283,10 @@ class Backend(Protocol):
 
     def group_members(self, group_id: str) -> Iterable[tuple[str, bool]]:
         """Yield the ids of a stored group's members, in order, each with whether it is a group."""
+        ...
+
+    def group_values(self, group_id: str) -> list[Any] | None:
+        """Return the values of a stored group of tasks all of which are DONE; None if it is not of that kind."""
         ...
 
     def group_counts(self, group_id: str) -> GroupCounts | None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
-import pickle
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import EncodeError
@@ -111,11 +109,15 @@ def fingerprint(
             encode(tuple(_shown(value, encode) for value in args)),
             encode({k: _shown(v, encode) for k, v in kwargs.items()}),
         )
+        import pickle
+
         try:
             raw = pickle.dumps((args, kwargs), protocol=4)
         except Exception:  # noqa: BLE001 - anything may be raised by what can't be pickled
             raw = "\n".join(encoded).encode()
-    return hashlib.blake2b(name.encode() + b"\0" + raw, digest_size=16).hexdigest(), *encoded
+    from hashlib import blake2b
+
+    return blake2b(name.encode() + b"\0" + raw, digest_size=16).hexdigest(), *encoded
 
 
 def _shown(value: Any, encode: Callable[[Any], Any]) -> Any:

@@ -9,7 +9,6 @@ same instance by ``add_reader``. Where there is no inotify, waiters poll with ba
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import os
@@ -21,6 +20,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
+    import asyncio  # at run time only those who have imported it come here
     from collections.abc import Iterable
 
 __all__ = ["FALLBACK_TICK", "Bell", "Watch", "notification_in_use"]
@@ -70,6 +70,8 @@ class Watch:
     async def wait_async(self, timeout: float | None) -> bool:
         """Do the same without blocking the running loop, and without a thread."""
         if self._hub.fd is None:
+            import asyncio
+
             await asyncio.sleep(self._next_delay(timeout))
             return False
         return await self._hub.wait_async(self, timeout)
@@ -252,6 +254,8 @@ class _Hub:
                         watch._gate.acquire(blocking=False)
 
     async def wait_async(self, watch: Watch, timeout: float | None) -> bool:
+        import asyncio
+
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         with self._mutex:

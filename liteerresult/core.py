@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from .bell import FALLBACK_TICK, Bell
@@ -26,7 +25,6 @@ __all__ = ["StoreCore", "StoreWatch", "WakeCounts"]
 _T = TypeVar("_T")
 
 
-@dataclass(slots=True)
 class WakeCounts:
     """
     What ended the waits of a store object so far.
@@ -36,8 +34,14 @@ class WakeCounts:
         ticks: The fallback tick.
     """
 
-    events: int = 0
-    ticks: int = 0
+    __slots__ = ("events", "ticks")
+
+    def __init__(self) -> None:
+        self.events = 0
+        self.ticks = 0
+
+    def __repr__(self) -> str:
+        return f"WakeCounts(events={self.events}, ticks={self.ticks})"
 
 
 class StoreCore:

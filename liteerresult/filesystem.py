@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 
 from .errors import StoreError
 
@@ -30,7 +29,8 @@ def file_system_of(folder: str, mountinfo: str | None = None) -> str | None:
     """
     if mountinfo is None:
         try:
-            mountinfo = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+            with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+                mountinfo = file.read()
         except OSError:
             return None
     real = os.path.realpath(folder)

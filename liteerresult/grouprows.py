@@ -8,6 +8,7 @@ from .backend import GroupCounts, check_id
 from .connection import Refused
 from .groups import GroupResult, ResultSet
 from .results import EagerResult
+from .states import DONE
 from .tasks import TaskVerbs
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ _DELETE_UNSAVED = (
 )
 
 _COUNTS = "SELECT size, done, failed, revoked, members, tasks_done + groups_done FROM groups WHERE id = ?"
+
+_VALUES = """
+    SELECT t.result, t.encoding, t.id, t.status FROM group_members AS m CROSS JOIN tasks AS t ON t.id = m.task_id
+    WHERE m.group_id = ? ORDER BY m.position"""
 
 _PARENT = """
     SELECT up.id,
@@ -167,6 +172,18 @@ class GroupVerbs(TaskVerbs):
         """Yield the ids of a stored group's members, in order, each with whether it is a group."""
         for member, is_group in self._db.read(_MEMBERS, (group_id,)):
             yield member, bool(is_group)
+
+    def group_values(self, group_id: str) -> list[Any] | None:
+        """
+        Return the values of a stored group of tasks all of which are DONE; None if it is not of that kind.
+
+        Raises:
+            DecodeError: A value can't be read.
+        """
+        rows = self._db.read(_VALUES, (group_id,))
+        if not all(row[3] == DONE for row in rows):
+            return None
+        return self._serializer.decode_many([row[:3] for row in rows])
 
     def group_counts(self, group_id: str) -> GroupCounts | None:
         """Return a stored group's counts in one indexed read, whatever its size; None if there is no such group."""

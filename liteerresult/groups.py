@@ -551,11 +551,37 @@ class GroupResult(ResultSet):
     def _changed(self) -> None:
         self._stored_size = None
 
+    def _is_as_stored(self) -> bool:
+        return self._lazy or self._stored_size == len(self._results)
+
     def _counts(self) -> GroupCounts | None:
-        if not self._lazy and self._stored_size != len(self._results):
-            return None
-        backend = self.backend
+        backend = self.backend if self._is_as_stored() else None
         return None if backend is None else backend.group_counts(self.id)
+
+    def _waiting_backend(self) -> Backend | None:
+        return self.backend if self._is_as_stored() else super()._waiting_backend()
+
+    def _join(
+        self,
+        deadline: Deadline,
+        propagate: bool,
+        callback: Callable[[str, Any], object] | None,
+        on_interval: Callable[[], object] | None,
+    ) -> Generator[Park, None, list[Any]]:
+        # The file counts for a stored group: until it is done there is one number to look at.
+        while (counts := self._counts()) is not None:
+            left = deadline.remaining()
+            if counts.waiting == 0 or left == 0.0 or (propagate and counts.failed + counts.revoked):
+                break
+            yield Park(left)
+            if on_interval is not None:
+                on_interval()
+        if counts is not None and callback is None and counts.done == counts.size == counts.members:
+            backend = self.backend
+            values = None if backend is None else backend.group_values(self.id)
+            if values is not None and len(values) == counts.size:
+                return values
+        return (yield from super()._join(deadline, propagate, callback, on_interval))
 
     # Storing
 

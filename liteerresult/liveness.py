@@ -11,9 +11,7 @@ import contextlib
 import fcntl
 import os
 import re
-import socket
 import threading
-import uuid
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,7 +31,7 @@ _owners_guard = threading.Lock()
 
 def host_name() -> str:
     """Return this host's name as owner ids have it."""
-    return re.sub(r"[^\w.-]", "_", socket.gethostname())
+    return re.sub(r"[^\w.-]", "_", os.uname().nodename)
 
 
 def parse_owner(owner: str) -> tuple[int | None, str | None]:
@@ -75,7 +73,7 @@ class Owners:
             return self.own
         with self._guard:
             if self.own is None:
-                owner = f"{os.getpid()}@{host_name()}-{uuid.uuid4().hex}"
+                owner = f"{os.getpid()}@{host_name()}-{os.urandom(16).hex()}"
                 os.makedirs(self.folder, exist_ok=True)
                 # thread_local=False: any thread may release it. Nobody else knows the name yet, so no wait.
                 self._lock = self._new_lock(self._path(owner), thread_local=False, fallback_to_soft=False, timeout=0)

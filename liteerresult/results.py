@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from .backend import check_id, default_backend
@@ -14,6 +13,7 @@ from .waiting import Deadline, drive, drive_async, one
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from concurrent.futures import Future
+    from datetime import datetime
 
     from .backend import Backend, TaskMeta
 
@@ -200,6 +200,8 @@ class BaseAsyncResult(ResultBase):
     def date_done(self) -> datetime | None:
         """When the task became final, in UTC; None before that."""
         done_at = self._meta().done_at
+        from datetime import UTC, datetime
+
         try:
             return None if done_at is None else datetime.fromtimestamp(done_at, UTC)
         except (OverflowError, ValueError, OSError) as exc:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections import deque
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from queue import SimpleQueue
 from signal import SIGTERM
 from typing import TYPE_CHECKING, Any, Self
@@ -110,6 +111,8 @@ class Runner:
         self._chunk_seconds = chunk_seconds
         self._make: Callable[[], Executor] | None = None
         if executor is None:
+            from concurrent.futures import ProcessPoolExecutor  # takes as long to import as all the rest
+
             executor = ProcessPoolExecutor
         if isinstance(executor, Executor):
             self._executor = executor
@@ -135,7 +138,7 @@ class Runner:
 
     def _warm_up(self) -> None:
         # A pool that forks its workers does so at its first call: now, before this process has threads of ours.
-        if isinstance(self._executor, ProcessPoolExecutor):
+        if _is_process_pool(self._executor):
             self._executor.submit(os.getpid)
 
     # Submitting
@@ -406,17 +409,17 @@ class Runner:
         self._give_up(failed, exc)
 
     def _replace_executor(self) -> None:
-        old = self._executor
+        old: Any = self._executor
         old.shutdown(wait=True, cancel_futures=True)
         if self._make is not None:
             self._executor = self._make()
-        elif type(old) is ProcessPoolExecutor:
-            self._executor = ProcessPoolExecutor(
-                max_workers=old._max_workers,  # type: ignore[attr-defined]
+        elif _is_process_pool(old):
+            self._executor = type(old)(
+                max_workers=old._max_workers,
                 mp_context=old._mp_context,
                 initializer=old._initializer,
                 initargs=old._initargs,
-                max_tasks_per_child=old._max_tasks_per_child,  # type: ignore[attr-defined]
+                max_tasks_per_child=old._max_tasks_per_child,
             )
         # else it can't be made anew: what is left fails with the pool's own error
 
@@ -449,3 +452,8 @@ class Runner:
         if jobs:
             revoke_all(self.store, [job.task_id for job in jobs])
         self._count_down(len(jobs))
+
+
+def _is_process_pool(executor: object) -> bool:
+    process = sys.modules.get("concurrent.futures.process")
+    return process is not None and type(executor) is process.ProcessPoolExecutor

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from .errors import NotAResultStore, SchemaMismatch, StoreError
 
@@ -87,7 +84,7 @@ def _wal_header(path: str) -> tuple[int | None, int]:
         "WAL File Format" and "The Database Header" in SQLite's file format documentation.
     """
     found: tuple[int | None, int] = (None, 0)
-    with Path(path + "-wal").open("rb") as wal:
+    with open(path + "-wal", "rb") as wal:
         header = wal.read(32)
         if len(header) < 32:  # noqa: PLR2004 - the size of the header
             return found
@@ -100,6 +97,8 @@ def _wal_header(path: str) -> tuple[int | None, int]:
 
 
 def _look(path: str, mode: str, timeout: float) -> int:
+    from urllib.parse import quote
+
     raw = sqlite3.connect(f"file:{quote(path)}?{mode}", uri=True, isolation_level=None, timeout=timeout)
     try:
         return _identify(raw, path)
@@ -154,6 +153,8 @@ def prepare(raw: sqlite3.Connection, path: str, migrations: Migrations = MIGRATI
 
 def _statements() -> list[str]:
     """Return the statements of schema.sql; ``executescript`` would commit before it starts."""
+    from importlib import resources
+
     text = resources.files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
     statements, current = [], ""
     for line in text.splitlines(keepends=True):

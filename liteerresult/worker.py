@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import EncodeError
@@ -92,7 +91,8 @@ class Home(NamedTuple):
 def this_host() -> str:
     """Identify the running system: file events and locks reach no further than its kernel."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
     except OSError:
         import platform
 

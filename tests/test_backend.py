@@ -144,6 +144,9 @@ class DictBackend:
     def group_members(self, group_id: str) -> Iterable[tuple[str, bool]]:
         return self.groups[group_id]
 
+    def group_values(self, group_id: str) -> list[Any] | None:
+        return None
+
     def group_counts(self, group_id: str) -> GroupCounts | None:
         if group_id not in self.groups:
             return None

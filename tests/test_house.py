@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 LAYERS = (
     ("errors", "states", "clock"),
     (
-        *("serialization", "exceptions", "bell", "liveness", "termination", "filesystem", "schema", "connection"),
+        *("serialization", "exceptions", "bell", "liveness", "termination"),
+        *("filesystem", "schema", "forking", "connection"),
         *("backend", "waiting", "futures", "results", "groups"),
     ),
     ("core", "tasks", "grouprows", "upkeep", "store"),
