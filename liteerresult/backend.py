@@ -15,6 +15,7 @@ __all__ = [
     "Backend",
     "Decoder",
     "GroupCounts",
+    "Rest",
     "TaskMeta",
     "Waiting",
     "check_id",
@@ -68,9 +69,21 @@ class Decoder(Protocol):
         ...
 
 
+class Rest(NamedTuple):
+    """The columns of a task that a wait does not need."""
+
+    name: str | None = None
+    args: object = None
+    kwargs: object = None
+    parent_id: str | None = None
+    created_at: float | None = None
+    started_at: float | None = None
+    done_at: float | None = None
+
+
 class TaskMeta:
     """
-    A task as stored. Payloads are decoded when asked for, never before.
+    A task as stored. Payloads are decoded when asked for, never before; what a wait does not need is read then.
 
     Attributes:
         task_id: The id.
@@ -78,19 +91,14 @@ class TaskMeta:
         payload: The encoded result.
         encoding: How it is encoded.
         traceback: Text of the failed process's traceback, or None.
-        name: Kind of work, or None.
         retries: Attempts before this one.
         owner: Id of the process that answers for the task, or None.
-        parent_id: Id of the task or group that submitted it, or None.
-        created_at: Unix seconds; None if there is no such task.
-        started_at: Unix seconds, or None.
-        done_at: Unix seconds, or None.
         done_number: Its place in the order of completion, or None.
     """
 
     __slots__ = (
-        "_args", "_decoder", "_kwargs", "created_at", "done_at", "done_number", "encoding", "name", "owner",
-        "parent_id", "payload", "retries", "started_at", "status", "task_id", "traceback",
+        "_decoder", "_more", "_rest", "done_number", "encoding", "owner", "payload", "retries", "status", "task_id",
+        "traceback",
     )  # fmt: skip
 
     def __init__(
@@ -101,16 +109,11 @@ class TaskMeta:
         payload: object = None,
         encoding: str | None = None,
         traceback: str | None = None,
-        name: str | None = None,
-        args: object = None,
-        kwargs: object = None,
         retries: int = 0,
         owner: str | None = None,
-        parent_id: str | None = None,
-        created_at: float | None = None,
-        started_at: float | None = None,
-        done_at: float | None = None,
         done_number: int | None = None,
+        more: Callable[[str], Rest] | None = None,
+        **rest: Any,
     ) -> None:
         self._decoder = decoder
         self.task_id = task_id
@@ -118,16 +121,42 @@ class TaskMeta:
         self.payload = payload
         self.encoding = encoding
         self.traceback = traceback
-        self.name = name
-        self._args = args
-        self._kwargs = kwargs
         self.retries = retries
         self.owner = owner
-        self.parent_id = parent_id
-        self.created_at = created_at
-        self.started_at = started_at
-        self.done_at = done_at
         self.done_number = done_number
+        self._more = more
+        self._rest: Rest | None = None if more else Rest(**rest)
+
+    def _read_more(self) -> Rest:
+        if self._rest is None:
+            assert self._more is not None  # noqa: S101 - one of the two is given
+            self._rest = self._more(self.task_id)
+        return self._rest
+
+    @property
+    def name(self) -> str | None:
+        """Kind of work, or None."""
+        return self._read_more().name
+
+    @property
+    def parent_id(self) -> str | None:
+        """Id of the task or group that submitted it, or None."""
+        return self._read_more().parent_id
+
+    @property
+    def created_at(self) -> float | None:
+        """Unix seconds; None if there is no such task."""
+        return self._read_more().created_at
+
+    @property
+    def started_at(self) -> float | None:
+        """Unix seconds, or None."""
+        return self._read_more().started_at
+
+    @property
+    def done_at(self) -> float | None:
+        """Unix seconds, or None."""
+        return self._read_more().done_at
 
     @property
     def ready(self) -> bool:
@@ -162,12 +191,12 @@ class TaskMeta:
     @property
     def args(self) -> Any:
         """The positional arguments, as far as they were stored."""
-        return self._decoder.decode(self._args, None, task_id=self.task_id, column="args")
+        return self._decoder.decode(self._read_more().args, None, task_id=self.task_id, column="args")
 
     @property
     def kwargs(self) -> Any:
         """The keyword arguments, likewise."""
-        return self._decoder.decode(self._kwargs, None, task_id=self.task_id, column="kwargs")
+        return self._decoder.decode(self._read_more().kwargs, None, task_id=self.task_id, column="kwargs")
 
     def __repr__(self) -> str:
         return f"<TaskMeta {self.task_id} {self.status}>"

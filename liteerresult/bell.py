@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import os
 import select
+import struct
 import sys
 import threading
 import time
@@ -30,6 +31,11 @@ FALLBACK_TICK = 0.25
 A waiter looks this often, in seconds, whether or not the bell rang: for writers that don't ring (plain
 SQL) or died between commit and bell.
 """
+
+# struct inotify_event, and the flags of it that concern the instance itself: see inotify(7).
+_EVENT = struct.Struct("iIII")
+_Q_OVERFLOW, _IGNORED = 0x4000, 0x8000
+_READ_SIZE = 4096
 
 POLL_FIRST, POLL_LONGEST, POLL_GROWTH = 0.001, 0.05, 1.5
 """Back-off where there are no file events, in seconds."""
@@ -126,7 +132,6 @@ class _Hub:
             )
             return
         self.fd = self._inotify.fileno()
-        self._parse = inotify_simple.parse_events
         self._poller = select.poll()
         self._poller.register(self.fd, select.POLLIN)
         self._kick = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -172,23 +177,30 @@ class _Hub:
 
     def _read(self) -> None:
         """Read what the kernel has for us and mark who is meant. Called with the mutex held."""
-        try:
-            data = os.read(self.fd, 1 << 16)  # type: ignore[arg-type]
-        except BlockingIOError:
-            return
-        import inotify_simple
+        data = b""
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self.fd, _READ_SIZE)  # type: ignore[arg-type]
+        offset = 0
+        while offset < len(data):
+            wd, mask, _, length = _EVENT.unpack_from(data, offset)
+            offset += _EVENT.size
+            name = data[offset : offset + length].rstrip(b"\0").decode(errors="surrogateescape") if length else ""
+            offset += length
+            self._hear(wd, mask, name)
+        if len(data) > _READ_SIZE // 2:
+            self._read()  # there may be more
 
-        for event in self._parse(data):
-            if event.mask & inotify_simple.flags.Q_OVERFLOW:
-                self._mark({watch for listeners in self._listeners.values() for watch in listeners})
-                continue
-            listeners = self._listeners.get(event.wd, set())
-            if event.mask & inotify_simple.flags.IGNORED:  # the file was removed; the next waiter arms anew
-                self._paths = {path: wd for path, wd in self._paths.items() if wd != event.wd}
-            if event.name:
-                for watch in listeners:
-                    watch.names.add(event.name)
-            self._mark(listeners)
+    def _hear(self, wd: int, mask: int, name: str) -> None:
+        if mask & _Q_OVERFLOW:
+            self._mark({watch for listeners in self._listeners.values() for watch in listeners})
+            return
+        if mask & _IGNORED:  # the file was removed; the next waiter arms anew
+            self._paths = {path: known for path, known in self._paths.items() if known != wd}
+        listeners = self._listeners.get(wd, ())
+        if name:
+            for watch in listeners:
+                watch.names.add(name)
+        self._mark(listeners)
 
     def _mark(self, watches: Iterable[Watch]) -> None:
         for watch in watches:
@@ -224,12 +236,11 @@ class _Hub:
                     else:
                         self._followers.append(watch)
                 if leading:
-                    self._poller.poll(1000 * (LONGEST_SLEEP if remaining is None else min(remaining, LONGEST_SLEEP)))
+                    longest = LONGEST_SLEEP if remaining is None else min(remaining, LONGEST_SLEEP)
+                    polled = self._poller.poll(1000 * longest)
                     with self._mutex:
                         self._leader, leading = None, False
-                        self._read()
-                        with contextlib.suppress(BlockingIOError):
-                            os.eventfd_read(self._kick)
+                        self._take(polled)
                 else:
                     self._follow(watch, remaining)
         finally:
@@ -238,6 +249,13 @@ class _Hub:
                     self._leader = None
                 if self._leader is None and self._followers:
                     self._followers.pop()._gate.release()  # the next one leads
+
+    def _take(self, polled: list[tuple[int, int]]) -> None:
+        for fd, _ in polled:
+            if fd == self.fd:
+                self._read()
+            else:
+                os.eventfd_read(self._kick)
 
     def _follow(self, watch: Watch, timeout: float | None) -> None:
         try:

@@ -98,10 +98,7 @@ class StoreCore:
 
     def _write_one(self, sql: str, parameters: tuple[Any, ...]) -> bool:
         """Run a statement that changes one row or none, then wake the waiters; return whether it changed one."""
-        if not self._db.execute(sql, parameters):
-            return False
-        self._bell.ring()
-        return True
+        return self._db.execute(sql, parameters, self._bell.ring) > 0
 
     def transact_quietly(self, operation: Callable[[sqlite3.Connection], _T], *, flush: bool) -> _T:
         """Run *operation* in a write transaction; what it did lasts and is heard of once `flush` ran."""

@@ -61,7 +61,9 @@ _CHILDREN = """
         WHERE m.child_id = groups.id AND outer_group.parent_id = :id)
     UNION ALL
     SELECT id, 0, created_at, number FROM tasks
-    WHERE parent_id = :id AND NOT EXISTS (
+    WHERE parent_id = :id
+    AND NOT EXISTS (SELECT 1 FROM groups WHERE groups.number = tasks.group_number AND groups.parent_id = :id)
+    AND NOT EXISTS (
         SELECT 1 FROM group_tasks AS t JOIN groups ON groups.number = t.group_number
         WHERE t.task_id = tasks.id AND groups.parent_id = :id)
     ORDER BY 3, 4"""
@@ -136,8 +138,7 @@ class GroupVerbs(TaskVerbs):
         wanted: list[tuple[str, int, str | None, str | None]] = []
         for position, member in enumerate(group.results):
             if isinstance(member, GroupResult):
-                parent = member.parent
-                self._save_in(connection, member, None if parent is None else self.parent_id_of(parent), now)
+                self._save_nested(connection, member, now)
                 wanted.append((group.id, position, None, member.id))
             else:
                 wanted.append((group.id, position, member.id, None))
@@ -150,6 +151,13 @@ class GroupVerbs(TaskVerbs):
                 return
             connection.execute(_REMOVE_MEMBERS, (group.id,))
         connection.executemany(_ADD_MEMBER, wanted)
+
+    def _save_nested(self, connection: sqlite3.Connection, group: GroupResult, now: float) -> None:
+        """Save a group for the one that contains it; one that is there as it is stays so, deleted by name or not."""
+        there = connection.execute("SELECT 1 FROM groups WHERE id = ?", (group.id,)).fetchone() is not None
+        if not (there and group.is_as_stored()):
+            parent = group.parent
+            self._save_in(connection, group, None if parent is None else self.parent_id_of(parent), now)
 
     def restore_group(self, group_id: str) -> GroupResult | None:
         """Return a stored group, its members read when they are asked for; None if there is no such group."""

@@ -551,15 +551,16 @@ class GroupResult(ResultSet):
     def _changed(self) -> None:
         self._stored_size = None
 
-    def _is_as_stored(self) -> bool:
+    def is_as_stored(self) -> bool:
+        """Tell whether the members are those that the store has, as far as this object knows."""
         return self._lazy or self._stored_size == len(self._results)
 
     def _counts(self) -> GroupCounts | None:
-        backend = self.backend if self._is_as_stored() else None
+        backend = self.backend if self.is_as_stored() else None
         return None if backend is None else backend.group_counts(self.id)
 
     def _waiting_backend(self) -> Backend | None:
-        return self.backend if self._is_as_stored() else super()._waiting_backend()
+        return self.backend if self.is_as_stored() else super()._waiting_backend()
 
     def _join(
         self,

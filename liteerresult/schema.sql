@@ -47,9 +47,11 @@ CREATE TABLE tasks (
     --   REVOKED   final; cancelled
     status      TEXT NOT NULL DEFAULT 'PENDING'
                 CONSTRAINT "a status is an upper-case name (success is called DONE)"
-                CHECK (status GLOB '[A-Z]*' AND status NOT GLOB '*[^A-Z0-9_]*' AND status <> 'SUCCESS'),
+                CHECK (status IN ('DONE', 'STARTED', 'PENDING', 'FAILURE')
+                       OR status GLOB '[A-Z]*' AND status NOT GLOB '*[^A-Z0-9_]*' AND status <> 'SUCCESS'),
 
-    -- Return value, exception or meta, as the status says. NULL is None.
+    -- Return value, exception or meta, as the status says. NULL is None. Written ahead, while the task is
+    -- PENDING or STARTED, it is the value once the task is DONE; a custom state's meta is not.
     result      ANY,
 
     -- How result is written: 'json' (text) or 'pickle' (blob). NULL is read as 'json'.
@@ -83,6 +85,10 @@ CREATE TABLE tasks (
     created_at  REAL NOT NULL DEFAULT ((julianday('now') - 2440587.5) * 86400.0),
     started_at  REAL,
     done_at     REAL,
+
+    -- Kept by the triggers: the group (groups.number) that counts this task, if it is one and the task
+    -- stands in it once. 0: look in group_tasks. NULL: in no group.
+    group_number INTEGER,
 
     -- Completion number: 1, 2, 3 … in the order in which tasks of this file became final, never used
     -- again. NULL while the task is not final.
@@ -156,12 +162,14 @@ CREATE TABLE group_members (
 
 CREATE INDEX group_members_by_child ON group_members (child_id) WHERE child_id IS NOT NULL;
 
--- Kept by the triggers: in which groups a task counts, directly or through nested groups.
+-- Kept by the triggers, for tasks whose group_number is 0 or that have no row yet: in which groups they
+-- count, directly or through nested groups.
 CREATE TABLE group_tasks (
     task_id      TEXT NOT NULL,
     group_number INTEGER NOT NULL,
-    times        INTEGER NOT NULL,  -- how often, nested groups included
-    direct       INTEGER NOT NULL,  -- how often as a direct member
+    times        INTEGER NOT NULL,            -- how often, nested groups included
+    direct       INTEGER NOT NULL,            -- how often as a direct member
+    counted      INTEGER NOT NULL DEFAULT 0,  -- 1: it stood in tasks.group_number before, and was counted then
     PRIMARY KEY (task_id, group_number)
 ) STRICT, WITHOUT ROWID;
 
@@ -186,7 +194,7 @@ WHEN OLD.done_number IS NOT NULL AND OLD.status IN ('DONE', 'FAILURE', 'REVOKED'
      AND NOT (NEW.status = 'PENDING' AND OLD.status <> 'DONE' AND NEW.retries = OLD.retries + 1)
      OR OLD.done_number IS NULL AND NEW.done_number IS NOT NULL
      AND (NEW.status NOT IN ('DONE', 'FAILURE', 'REVOKED')
-          OR NEW.done_number <= (SELECT done_number FROM completion_floor)
+          OR NEW.done_number <= (SELECT done_number FROM completion_floor WHERE only = 1)
           OR EXISTS (SELECT 1 FROM tasks WHERE done_number >= NEW.done_number AND number <> NEW.number))
 BEGIN
     SELECT RAISE(ABORT, 'the task is final: DONE never changes; FAILURE and REVOKED only go to PENDING with retries + 1')
@@ -198,7 +206,7 @@ CREATE TRIGGER tasks_are_numbered_in_order
 AFTER INSERT ON tasks
 WHEN NEW.done_number IS NOT NULL
      AND (NEW.status NOT IN ('DONE', 'FAILURE', 'REVOKED')
-          OR NEW.done_number <= (SELECT done_number FROM completion_floor)
+          OR NEW.done_number <= (SELECT done_number FROM completion_floor WHERE only = 1)
           OR EXISTS (SELECT 1 FROM tasks WHERE done_number >= NEW.done_number AND number <> NEW.number))
 BEGIN
     SELECT RAISE(ABORT, 'leave done_number out: final tasks get the next one');
@@ -227,13 +235,23 @@ BEGIN
     SELECT RAISE(ABORT, 'another task, or this one when it is final, can''t be replaced');
 END;
 
+-- An unfinished task may be replaced: its groups must not lose it with the old row.
+CREATE TRIGGER tasks_keep_groups
+BEFORE INSERT ON tasks
+WHEN EXISTS (SELECT 1 FROM tasks WHERE id = NEW.id AND group_number > 0)
+BEGIN
+    INSERT OR IGNORE INTO group_tasks (task_id, group_number, times, direct, counted)
+    SELECT id, group_number, 1, 1, 1 FROM tasks WHERE id = NEW.id;
+    UPDATE tasks SET group_number = 0 WHERE id = NEW.id;
+END;
+
 
 -- What writers may leave out ------------------------------------------------------------------------
 
 CREATE VIEW next_completion AS
 SELECT max(
-    coalesce((SELECT done_number FROM tasks WHERE done_number IS NOT NULL ORDER BY done_number DESC LIMIT 1), 0),
-    (SELECT done_number FROM completion_floor)
+    coalesce((SELECT max(done_number) FROM tasks WHERE done_number IS NOT NULL), 0),
+    (SELECT done_number FROM completion_floor WHERE only = 1)
 ) + 1 AS done_number;
 
 CREATE TRIGGER tasks_fill_in_insert_start
@@ -267,74 +285,87 @@ BEGIN
     INSERT OR IGNORE INTO result_given VALUES (NEW.number);
 END;
 
--- What is rare about a change of status, in one trigger: SQLite enters every trigger to see whether it
--- applies, and a plain finish, with everything filled in and one group at most, should not pay for that.
+-- What is rare about a change of status. SQLite enters every trigger to see whether it applies, and sets up
+-- room for all of its body first: so the body stands apart, and a plain finish, with everything filled in
+-- and one group at most, does not pay for it. (A view with an INSTEAD OF trigger is SQL's procedure.)
+CREATE VIEW status_change (
+    number, id, status, result, encoding, traceback, owner, retries, started_at, done_at, done_number,
+    old_status, old_result, old_encoding, old_traceback, old_owner, old_retries, old_started_at, old_done_at, old_done_number
+) AS SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL;
+
 CREATE TRIGGER tasks_change_status
 AFTER UPDATE OF status ON tasks
 WHEN NEW.status IN ('PENDING', 'STARTED', 'RETRY')
      OR NEW.done_number IS NULL AND NEW.status IN ('DONE', 'FAILURE', 'REVOKED')
-     OR EXISTS (SELECT 1 FROM group_tasks WHERE task_id = NEW.id LIMIT 1 OFFSET 1)
+     OR NEW.group_number = 0
+BEGIN
+    INSERT INTO status_change VALUES (
+        NEW.number, NEW.id, NEW.status, NEW.result, NEW.encoding, NEW.traceback, NEW.owner, NEW.retries, NEW.started_at, NEW.done_at, NEW.done_number,
+        OLD.status, OLD.result, OLD.encoding, OLD.traceback, OLD.owner, OLD.retries, OLD.started_at, OLD.done_at, OLD.done_number
+    );
+END;
+
+CREATE TRIGGER status_change_made
+INSTEAD OF INSERT ON status_change
 BEGIN
     SELECT RAISE(ABORT, 'the task has begun: it does not go back to PENDING, nor start twice')
-    WHERE OLD.done_number IS NULL
-      AND (NEW.status = 'PENDING' AND (OLD.status <> 'PENDING' OR NEW.retries <> OLD.retries)
-           OR NEW.status = 'STARTED' AND OLD.status = 'STARTED');
+    WHERE NEW.old_done_number IS NULL
+      AND (NEW.status = 'PENDING' AND (NEW.old_status <> 'PENDING' OR NEW.retries <> NEW.old_retries)
+           OR NEW.status = 'STARTED' AND NEW.old_status = 'STARTED');
 
     -- Finished, and the writer left something out. What an unfinished state left in result is not the value,
     -- though a failed attempt's exception may stay.
     UPDATE tasks SET result = NULL, encoding = 'json'
     WHERE number = NEW.number AND NEW.done_number IS NULL AND NEW.status IN ('DONE', 'FAILURE', 'REVOKED')
-      AND (OLD.status NOT IN ('PENDING', 'STARTED', 'RETRY', 'LOST')
-           OR OLD.status IN ('RETRY', 'LOST') AND NEW.status <> 'FAILURE')
-      AND NEW.result IS OLD.result
+      AND (NEW.old_status NOT IN ('PENDING', 'STARTED', 'RETRY', 'LOST')
+           OR NEW.old_status IN ('RETRY', 'LOST') AND NEW.status <> 'FAILURE')
+      AND NEW.result IS NEW.old_result
       AND NOT EXISTS (SELECT 1 FROM result_given WHERE number = NEW.number);
     DELETE FROM result_given;
     UPDATE tasks SET
         done_number = (SELECT done_number FROM next_completion),
         done_at = coalesce(NEW.done_at, (julianday('now') - 2440587.5) * 86400.0),
         encoding = CASE typeof(result) WHEN 'blob' THEN encoding ELSE 'json' END,
-        traceback = CASE WHEN NEW.traceback IS OLD.traceback AND NEW.status <> OLD.status
-                              AND NOT (NEW.status = 'FAILURE' AND OLD.status IN ('RETRY', 'LOST') AND NEW.result IS OLD.result)
+        traceback = CASE WHEN NEW.traceback IS NEW.old_traceback AND NEW.status <> NEW.old_status
+                              AND NOT (NEW.status = 'FAILURE' AND NEW.old_status IN ('RETRY', 'LOST') AND NEW.result IS NEW.old_result)
                          THEN NULL ELSE NEW.traceback END
     WHERE number = NEW.number AND NEW.done_number IS NULL AND NEW.status IN ('DONE', 'FAILURE', 'REVOKED');
 
     -- Begun: the last attempt's result goes, and the time is filled in if the writer left it out.
     UPDATE tasks SET
-        started_at = CASE WHEN NEW.started_at IS OLD.started_at OR NEW.started_at IS NULL
+        started_at = CASE WHEN NEW.started_at IS NEW.old_started_at OR NEW.started_at IS NULL
                           THEN (julianday('now') - 2440587.5) * 86400.0 ELSE NEW.started_at END,
-        result = CASE WHEN NEW.result IS OLD.result THEN NULL ELSE NEW.result END,
-        encoding = CASE WHEN NEW.result IS OLD.result THEN NULL ELSE NEW.encoding END,
-        traceback = CASE WHEN NEW.traceback IS OLD.traceback THEN NULL ELSE NEW.traceback END
+        result = CASE WHEN NEW.result IS NEW.old_result THEN NULL ELSE NEW.result END,
+        encoding = CASE WHEN NEW.result IS NEW.old_result THEN NULL ELSE NEW.encoding END,
+        traceback = CASE WHEN NEW.traceback IS NEW.old_traceback THEN NULL ELSE NEW.traceback END
     WHERE number = NEW.number AND NEW.status = 'STARTED'
-      AND (NEW.started_at IS NULL OR NEW.started_at IS OLD.started_at OR OLD.result IS NOT NULL OR OLD.traceback IS NOT NULL);
+      AND (NEW.started_at IS NULL OR NEW.started_at IS NEW.old_started_at OR NEW.old_result IS NOT NULL OR NEW.old_traceback IS NOT NULL);
 
     -- A failed attempt is kept, and the next one has the next number.
     INSERT OR REPLACE INTO attempts (task_id, attempt, status, result, encoding, traceback, owner, started_at, done_at)
-    SELECT NEW.id, OLD.retries, 'RETRY', NEW.result, NEW.encoding, NEW.traceback, OLD.owner, OLD.started_at,
+    SELECT NEW.id, NEW.old_retries, 'RETRY', NEW.result, NEW.encoding, NEW.traceback, NEW.old_owner, NEW.old_started_at,
            coalesce(NEW.done_at, (julianday('now') - 2440587.5) * 86400.0)
     WHERE NEW.status = 'RETRY';
-    UPDATE tasks SET retries = OLD.retries + 1, done_at = NULL WHERE number = NEW.number AND NEW.status = 'RETRY';
+    UPDATE tasks SET retries = NEW.old_retries + 1, done_at = NULL WHERE number = NEW.number AND NEW.status = 'RETRY';
 
     -- So is what a resubmitted task had ended with.
     INSERT OR REPLACE INTO attempts (task_id, attempt, status, result, encoding, traceback, owner, started_at, done_at)
-    SELECT OLD.id, OLD.retries, OLD.status, OLD.result, OLD.encoding, OLD.traceback, OLD.owner, OLD.started_at, OLD.done_at
-    WHERE NEW.status = 'PENDING' AND OLD.status IN ('FAILURE', 'REVOKED');
-    UPDATE completion_floor SET done_number = OLD.done_number
-    WHERE NEW.status = 'PENDING' AND done_number < OLD.done_number;
+    SELECT NEW.id, NEW.old_retries, NEW.old_status, NEW.old_result, NEW.old_encoding, NEW.old_traceback, NEW.old_owner, NEW.old_started_at, NEW.old_done_at
+    WHERE NEW.status = 'PENDING' AND NEW.old_status IN ('FAILURE', 'REVOKED');
+    UPDATE completion_floor SET done_number = NEW.old_done_number
+    WHERE NEW.status = 'PENDING' AND done_number < NEW.old_done_number;
     UPDATE tasks SET
         result = NULL, encoding = NULL, traceback = NULL, started_at = NULL, done_at = NULL, done_number = NULL,
-        owner = CASE WHEN NEW.owner IS OLD.owner THEN NULL ELSE NEW.owner END
-    WHERE number = NEW.number AND NEW.status = 'PENDING' AND OLD.status IN ('FAILURE', 'REVOKED');
+        owner = CASE WHEN NEW.owner IS NEW.old_owner THEN NULL ELSE NEW.owner END
+    WHERE number = NEW.number AND NEW.status = 'PENDING' AND NEW.old_status IN ('FAILURE', 'REVOKED');
 
-    -- Groups beyond the first that the task is in.
+    -- The groups of a task that is in several.
     UPDATE groups SET
-        done = done + t.times * ((NEW.status = 'DONE') - (OLD.status = 'DONE')),
-        failed = failed + t.times * ((NEW.status = 'FAILURE') - (OLD.status = 'FAILURE')),
-        revoked = revoked + t.times * ((NEW.status = 'REVOKED') - (OLD.status = 'REVOKED')),
-        tasks_done = tasks_done + t.direct * ((NEW.status = 'DONE') - (OLD.status = 'DONE'))
-    FROM group_tasks AS t
-    WHERE t.task_id = NEW.id AND groups.number = t.group_number
-      AND t.group_number > (SELECT min(group_number) FROM group_tasks WHERE task_id = NEW.id);
+        done = done + t.times * ((NEW.status = 'DONE') - (NEW.old_status = 'DONE')),
+        failed = failed + t.times * ((NEW.status = 'FAILURE') - (NEW.old_status = 'FAILURE')),
+        revoked = revoked + t.times * ((NEW.status = 'REVOKED') - (NEW.old_status = 'REVOKED')),
+        tasks_done = tasks_done + t.direct * ((NEW.status = 'DONE') - (NEW.old_status = 'DONE'))
+    FROM group_tasks AS t WHERE t.task_id = NEW.id AND groups.number = t.group_number;
 END;
 
 CREATE TRIGGER tasks_fill_in_insert
@@ -353,24 +384,45 @@ AFTER DELETE ON tasks
 BEGIN
     DELETE FROM attempts WHERE task_id = OLD.id;
     UPDATE completion_floor SET done_number = OLD.done_number WHERE done_number < OLD.done_number;
+    -- Its groups keep the id and wait for it anew.
+    UPDATE groups SET
+        done = done - t.times * (OLD.status = 'DONE'),
+        failed = failed - t.times * (OLD.status = 'FAILURE'),
+        revoked = revoked - t.times * (OLD.status = 'REVOKED'),
+        tasks_done = tasks_done - t.direct * (OLD.status = 'DONE')
+    FROM group_tasks AS t WHERE t.task_id = OLD.id AND groups.number = t.group_number;
+    UPDATE groups SET
+        done = done - (OLD.status = 'DONE'),
+        failed = failed - (OLD.status = 'FAILURE'),
+        revoked = revoked - (OLD.status = 'REVOKED'),
+        tasks_done = tasks_done - (OLD.status = 'DONE')
+    WHERE number = OLD.group_number;
+    INSERT INTO group_tasks (task_id, group_number, times, direct, counted)
+    SELECT OLD.id, OLD.group_number, 1, 1, 1 WHERE OLD.group_number > 0;
 END;
 
 
 -- Counting ------------------------------------------------------------------------------------------
 
--- The first group of a task; tasks_change_status sees to the others.
+-- A task in several groups is seen to by tasks_change_status.
 CREATE TRIGGER groups_count_changed_task
 AFTER UPDATE OF status ON tasks
-WHEN (NEW.status IN ('DONE', 'FAILURE', 'REVOKED')) <> (OLD.status IN ('DONE', 'FAILURE', 'REVOKED'))
+WHEN NEW.group_number > 0
+     AND (NEW.status IN ('DONE', 'FAILURE', 'REVOKED')) <> (OLD.status IN ('DONE', 'FAILURE', 'REVOKED'))
 BEGIN
-    UPDATE groups SET (done, failed, revoked, tasks_done) = (
-        SELECT
-            groups.done + t.times * ((NEW.status = 'DONE') - (OLD.status = 'DONE')),
-            groups.failed + t.times * ((NEW.status = 'FAILURE') - (OLD.status = 'FAILURE')),
-            groups.revoked + t.times * ((NEW.status = 'REVOKED') - (OLD.status = 'REVOKED')),
-            groups.tasks_done + t.direct * ((NEW.status = 'DONE') - (OLD.status = 'DONE'))
-        FROM group_tasks AS t WHERE t.task_id = NEW.id AND t.group_number = groups.number)
-    WHERE number = (SELECT group_number FROM group_tasks WHERE task_id = NEW.id ORDER BY group_number LIMIT 1);
+    UPDATE groups SET
+        done = done + (NEW.status = 'DONE') - (OLD.status = 'DONE'),
+        failed = failed + (NEW.status = 'FAILURE') - (OLD.status = 'FAILURE'),
+        revoked = revoked + (NEW.status = 'REVOKED') - (OLD.status = 'REVOKED'),
+        tasks_done = tasks_done + (NEW.status = 'DONE') - (OLD.status = 'DONE')
+    WHERE number = NEW.group_number;
+END;
+
+CREATE TRIGGER tasks_find_groups
+AFTER INSERT ON tasks
+WHEN EXISTS (SELECT 1 FROM group_tasks WHERE task_id = NEW.id)
+BEGIN
+    UPDATE tasks SET group_number = 0 WHERE number = NEW.number;
 END;
 
 CREATE TRIGGER groups_count_new_task
@@ -383,18 +435,6 @@ BEGIN
         revoked = revoked + t.times * (NEW.status = 'REVOKED'),
         tasks_done = tasks_done + t.direct * (NEW.status = 'DONE')
     FROM group_tasks AS t WHERE t.task_id = NEW.id AND groups.number = t.group_number;
-END;
-
-CREATE TRIGGER groups_count_forgotten_task
-AFTER DELETE ON tasks
-WHEN OLD.status IN ('DONE', 'FAILURE', 'REVOKED')
-BEGIN
-    UPDATE groups SET
-        done = done - t.times * (OLD.status = 'DONE'),
-        failed = failed - t.times * (OLD.status = 'FAILURE'),
-        revoked = revoked - t.times * (OLD.status = 'REVOKED'),
-        tasks_done = tasks_done - t.direct * (OLD.status = 'DONE')
-    FROM group_tasks AS t WHERE t.task_id = OLD.id AND groups.number = t.group_number;
 END;
 
 -- A nested group that became, or stopped being, wholly DONE is one member more, or less, where it is in.
@@ -439,14 +479,29 @@ WHEN NEW.task_id IS NOT NULL
 BEGIN
     INSERT INTO groups (id) SELECT NEW.group_id WHERE NOT EXISTS (SELECT 1 FROM groups WHERE id = NEW.group_id);
     UPDATE groups SET members = members + 1 WHERE id = NEW.group_id;
+
+    -- In a second group or place, final already, or in a nested group: group_tasks has to keep it.
+    INSERT INTO group_tasks (task_id, group_number, times, direct, counted)
+    SELECT id, group_number, 1, 1, 1 FROM tasks WHERE id = NEW.task_id AND group_number > 0;
+    UPDATE tasks SET group_number = 0
+    WHERE id = NEW.task_id
+      AND (group_number > 0 OR done_number IS NOT NULL
+           OR EXISTS (SELECT 1 FROM group_members WHERE child_id = NEW.group_id));
     INSERT INTO group_tasks (task_id, group_number, times, direct)
     WITH RECURSIVE above (id) AS (
-        VALUES (NEW.group_id)
+        SELECT NEW.group_id WHERE NOT EXISTS (SELECT 1 FROM tasks WHERE id = NEW.task_id AND group_number IS NULL)
         UNION ALL SELECT m.group_id FROM above JOIN group_members AS m ON m.child_id = above.id
     )
     SELECT NEW.task_id, groups.number, count(*), sum(groups.id = NEW.group_id)
     FROM above JOIN groups ON groups.id = above.id WHERE true GROUP BY groups.number
-    ON CONFLICT (task_id, group_number) DO UPDATE SET times = group_tasks.times + excluded.times, direct = group_tasks.direct + excluded.direct;
+    ON CONFLICT (task_id, group_number)
+    DO UPDATE SET times = group_tasks.times + excluded.times, direct = group_tasks.direct + excluded.direct;
+
+    -- Else the task itself can.
+    UPDATE groups SET size = size + 1
+    WHERE id = NEW.group_id AND EXISTS (SELECT 1 FROM tasks WHERE id = NEW.task_id AND group_number IS NULL);
+    UPDATE tasks SET group_number = (SELECT number FROM groups WHERE id = NEW.group_id)
+    WHERE id = NEW.task_id AND group_number IS NULL;
 END;
 
 CREATE TRIGGER group_members_add_group
@@ -458,6 +513,23 @@ BEGIN
         members = members + 1,
         groups_done = groups_done + (SELECT child.done = child.size FROM groups AS child WHERE child.id = NEW.child_id)
     WHERE id = NEW.group_id;
+    -- From now on its tasks count in more than one group.
+    INSERT INTO group_tasks (task_id, group_number, times, direct, counted)
+    WITH RECURSIVE below (id) AS (
+        VALUES (NEW.child_id)
+        UNION SELECT m.child_id FROM below JOIN group_members AS m ON m.group_id = below.id AND m.child_id IS NOT NULL
+    )
+    SELECT DISTINCT tasks.id, tasks.group_number, 1, 1, 1
+    FROM below JOIN group_members AS m ON m.group_id = below.id JOIN tasks ON tasks.id = m.task_id
+    WHERE tasks.group_number > 0;
+    UPDATE tasks SET group_number = 0
+    WHERE group_number > 0 AND id IN (
+        WITH RECURSIVE below (id) AS (
+            VALUES (NEW.child_id)
+            UNION SELECT m.child_id FROM below JOIN group_members AS m ON m.group_id = below.id AND m.child_id IS NOT NULL
+        )
+        SELECT m.task_id FROM below JOIN group_members AS m ON m.group_id = below.id WHERE m.task_id IS NOT NULL
+    );
     INSERT INTO group_tasks (task_id, group_number, times, direct)
     WITH RECURSIVE above (id) AS (
         VALUES (NEW.group_id)
@@ -487,6 +559,17 @@ BEGIN
         FROM above JOIN groups ON groups.id = above.id GROUP BY groups.number
     ) AS gone WHERE group_tasks.task_id = OLD.task_id AND group_tasks.group_number = gone.number;
     DELETE FROM group_tasks WHERE task_id = OLD.task_id AND times = 0;
+    UPDATE groups SET
+        size = size - 1,
+        done = done - (t.status = 'DONE'),
+        failed = failed - (t.status = 'FAILURE'),
+        revoked = revoked - (t.status = 'REVOKED'),
+        tasks_done = tasks_done - (t.status = 'DONE')
+    FROM tasks AS t WHERE t.id = OLD.task_id AND t.group_number = groups.number AND groups.id = OLD.group_id;
+    UPDATE tasks SET group_number = NULL
+    WHERE id = OLD.task_id
+      AND (group_number = (SELECT number FROM groups WHERE id = OLD.group_id)
+           OR group_number = 0 AND NOT EXISTS (SELECT 1 FROM group_tasks WHERE task_id = OLD.task_id));
 END;
 
 CREATE TRIGGER group_members_remove_group
@@ -511,10 +594,20 @@ BEGIN
         JOIN above JOIN groups ON groups.id = above.id GROUP BY m.task_id, groups.number
     ) AS gone WHERE group_tasks.task_id = gone.task_id AND group_tasks.group_number = gone.number;
     DELETE FROM group_tasks WHERE times = 0;
+    UPDATE tasks SET group_number = NULL
+    WHERE group_number = 0 AND NOT EXISTS (SELECT 1 FROM group_tasks WHERE task_id = tasks.id)
+      AND id IN (
+        WITH RECURSIVE below (id) AS (
+            VALUES (OLD.child_id)
+            UNION SELECT m.child_id FROM below JOIN group_members AS m ON m.group_id = below.id AND m.child_id IS NOT NULL
+        )
+        SELECT m.task_id FROM below JOIN group_members AS m ON m.group_id = below.id WHERE m.task_id IS NOT NULL
+    );
 END;
 
 CREATE TRIGGER group_tasks_added
 AFTER INSERT ON group_tasks
+WHEN NOT NEW.counted
 BEGIN
     UPDATE groups SET size = size + NEW.times WHERE number = NEW.group_number;
     UPDATE groups SET

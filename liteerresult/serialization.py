@@ -20,7 +20,7 @@ import re
 import reprlib
 from enum import Enum, Flag
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from liteerresult.errors import ContentDisallowed, DecodeError, EncodeError, RemoteError
 from liteerresult.exceptions import add_remote_traceback, describe, format_traceback, outline, rebuild
@@ -143,7 +143,7 @@ class Serializer:
         for start in range(0, len(rows), _AT_ONCE):
             some = rows[start : start + _AT_ONCE]
             try:
-                text = ",".join([data for data, encoding, _ in some if encoding == "json"])
+                text = ",".join([cast("str", data) for data, encoding, _ in some if encoding == "json"])
                 together = _decoder.decode(f"[{text}]") if self._reads_json and '"$' not in text else []
             except (TypeError, ValueError, RecursionError):  # not all are JSON text
                 together = []

@@ -63,7 +63,12 @@ _LIST = """
     SELECT number, id FROM tasks
     WHERE number > :after AND (:status IS NULL OR status = :status)
     AND (:group_id IS NULL OR id IN (
-        SELECT t.task_id FROM group_tasks AS t JOIN groups AS g ON g.number = t.group_number WHERE g.id = :group_id))
+        WITH RECURSIVE below (id) AS (
+            VALUES (:group_id)
+            UNION SELECT m.child_id FROM below
+            JOIN group_members AS m ON m.group_id = below.id WHERE m.child_id IS NOT NULL
+        )
+        SELECT m.task_id FROM below JOIN group_members AS m ON m.group_id = below.id WHERE m.task_id IS NOT NULL))
     ORDER BY number LIMIT :page"""
 
 _NEWEST = _LIST.replace("ORDER BY number", "ORDER BY number DESC")

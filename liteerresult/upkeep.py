@@ -46,12 +46,16 @@ _OLD_GROUPS = """
     DELETE FROM groups WHERE done + failed + revoked = size AND created_at < :limit
     AND id NOT IN (SELECT child_id FROM group_members WHERE child_id IS NOT NULL)
     AND NOT EXISTS (
-        SELECT 1 FROM group_tasks AS t JOIN tasks ON tasks.id = t.task_id
-        WHERE t.group_number = groups.number AND tasks.done_at >= :limit)"""
+        WITH RECURSIVE below (id) AS (
+            SELECT groups.id
+            UNION SELECT m.child_id FROM below
+            JOIN group_members AS m ON m.group_id = below.id WHERE m.child_id IS NOT NULL
+        )
+        SELECT 1 FROM below JOIN group_members AS m ON m.group_id = below.id JOIN tasks ON tasks.id = m.task_id
+        WHERE tasks.done_at >= :limit)"""
 
 _OLD_TASKS = """
-    DELETE FROM tasks WHERE done_number IS NOT NULL AND done_at < ?
-    AND NOT EXISTS (SELECT 1 FROM group_tasks WHERE group_tasks.task_id = tasks.id)"""
+    DELETE FROM tasks WHERE done_number IS NOT NULL AND done_at < ? AND group_number IS NULL"""
 
 _ORPHAN_FILE_AGE = 3600.0
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import EncodeError
+from .errors import EncodeError, StoreError
 from .serialization import encode_exception, format_traceback
 from .states import DONE, FAILURE
 from .tasks import current_task
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Call", "ChunkReport", "Home", "run_chunk", "this_host"]
 
 FLUSH_EVERY = 0.002
-"""What was finished is synced and rung after this many seconds at the latest, by a worker that goes on."""
+"""What was finished is synced and rung after about this many seconds at the latest."""
 
 _BEGIN = """
     UPDATE tasks SET status = 'STARTED', owner = ?, started_at = ?, result = NULL, encoding = NULL, traceback = NULL
@@ -134,6 +136,51 @@ def _outcome(function: Callable[..., Any], call: Call) -> tuple[bool, Any]:
         return False, exc
 
 
+class _Flusher:
+    """A thread that flushes what a call that takes long would keep waiting."""
+
+    def __init__(self, store: ResultStore) -> None:
+        self._store = weakref.ref(store)
+        self._wanted = threading.Event()
+        threading.Thread(target=self._run, name="liteerresult-flusher", daemon=True).start()
+
+    def later(self) -> None:
+        """Flush in `FLUSH_EVERY` seconds."""
+        if not self._wanted.is_set():
+            self._wanted.set()
+
+    def _run(self) -> None:
+        while True:
+            self._wanted.wait()
+            time.sleep(FLUSH_EVERY)
+            self._wanted.clear()
+            store = self._store()
+            if store is None or store.closed:
+                return
+            try:
+                store.flush()
+            except StoreError:  # the recorder meets it too, and can tell somebody
+                return
+            del store
+
+
+_flushers: weakref.WeakKeyDictionary[ResultStore, _Flusher] = weakref.WeakKeyDictionary()
+
+
+def _flusher_of(store: ResultStore) -> _Flusher:
+    flusher = _flushers.get(store)
+    if flusher is None:
+        flusher = _flushers[store] = _Flusher(store)
+    return flusher
+
+
+def _after_fork_in_child() -> None:
+    _flushers.clear()  # the parent's threads are not here
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 class _Recorder:
     """
     Writes "the last call ended, the next begins" as one transaction.
@@ -144,6 +191,7 @@ class _Recorder:
 
     def __init__(self, store: ResultStore) -> None:
         self._store = store
+        self._flusher = _flusher_of(store)
         self._ended: tuple[str, tuple[Any, ...]] | None = None
         self._flushed = 0.0
 
@@ -159,7 +207,11 @@ class _Recorder:
             store.register_owner(connection)
             return connection.execute(_BEGIN, row).rowcount == 1
 
-        return store.transact_quietly(operation, flush=ended is not None and self._is_due())
+        due = ended is not None and self._is_due()
+        begun = store.transact_quietly(operation, flush=due)
+        if ended is not None and not due:
+            self._flusher.later()
+        return begun
 
     def run(self, function: Callable[..., Any], call: Call) -> bool:
         """Make the call and remember how it ended; True if it is to be tried again."""

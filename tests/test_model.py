@@ -343,9 +343,9 @@ class Machine(RuleBasedStateMachine):
                 if end is not None:
                     raise end
         except KeyError:
-            assert raises
-            assert interference is None
-            self.to(task_id, "FAILURE")
+            assert raises  # whatever became of the task meanwhile
+            if interference is None:
+                self.to(task_id, "FAILURE")
         except TransitionError as exc:
             refusal = exc
         else:
@@ -449,13 +449,18 @@ class Machine(RuleBasedStateMachine):
     )
     def sql_insert(self, task_id: str, verb: str, status: str, value: str | None) -> None:
         sql = f"{verb} INTO tasks (id, status, result) VALUES (?, ?, ?)"
+        if status in ("PENDING", "STARTED"):
+            value = None  # as in sql_upsert
         if verb == "INSERT OR IGNORE" and task_id in self.tasks:
-            before = self.dump()
+            # Where the triggers note a task's groups may change; what they count does not: group_tasks_are_exact.
+            columns = "id, status, result, encoding, traceback, retries, owner, started_at, done_at, done_number"
+            look = f"SELECT {columns} FROM tasks ORDER BY id"
+            before = self.sql.execute(look).fetchall()
             try:
                 self.sql.execute(sql, (task_id, status, value))
             except sqlite3.IntegrityError:
                 assert self.is_final(task_id)  # refused where ignoring would do: harmless
-            assert self.dump() == before
+            assert self.sql.execute(look).fetchall() == before
             return
         replaces = verb == "INSERT OR REPLACE"
         legal = task_id not in self.tasks or (replaces and not self.is_final(task_id))
@@ -480,8 +485,10 @@ class Machine(RuleBasedStateMachine):
         )
         sql = """INSERT INTO tasks (id, status, result) VALUES (?, ?, ?)
             ON CONFLICT (id) DO UPDATE SET status = excluded.status, result = excluded.result"""
-        if self.by_sql(legal, sql, task_id, status, f'["{status}"]'):
-            self.to(task_id, status, [status] if status not in ("PENDING", "STARTED") else None)
+        # Written while PENDING or STARTED it would be the value: test_schema.py looks at that.
+        text = None if status in ("PENDING", "STARTED") else f'["{status}"]'
+        if self.by_sql(legal, sql, task_id, status, text):
+            self.to(task_id, status, [status] if text else None)
 
     @rule(
         task_id=task_ids,
@@ -741,8 +748,10 @@ class Machine(RuleBasedStateMachine):
         counts = self.arithmetic()
         expected = {(leaf, key): times for key in self.groups for leaf, times in Counter(counts.leaves(key)).items()}
         rows = self.sql.execute(
-            "SELECT task_id, g.id, times FROM group_tasks JOIN groups AS g ON g.number = group_number"
-        )
+            """SELECT task_id, g.id, times FROM group_tasks JOIN groups AS g ON g.number = group_number
+            UNION ALL SELECT tasks.id, g.id, 1 FROM tasks JOIN groups AS g ON g.number = tasks.group_number"""
+        ).fetchall()
+        assert len(rows) == len(expected)
         assert {(task_id, key): times for task_id, key, times in rows} == expected
 
 
@@ -863,7 +872,8 @@ class TestMachineCanFail:
             machine.sql.execute(f"DROP TRIGGER {trigger}")
             machine.insert_task("INSERT", "a", "PENDING")
             machine.add_task("G", 0, "a")
-            machine.add_group("H", 0, "G")
+            if trigger != "groups_count_changed_task":  # it counts tasks that are in one group only
+                machine.add_group("H", 0, "G")
             machine.update_task("UPDATE", "a", "DONE")
             if trigger == "tasks_final_is_final":
                 machine.update_task("UPDATE", "a", "PROGRESS")
