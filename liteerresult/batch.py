@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import EncodeError
+from .fingerprints import fingerprint
 from .groups import GroupResult
 from .results import AsyncResult
 from .states import DONE, FAILURE, PENDING, RETRY, REVOKED
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from .store import ResultStore
 
-__all__ = ["Plan", "call_name", "decide_lost", "fingerprint", "plan_group", "plan_task", "revoke_all"]
+__all__ = ["Plan", "decide_lost", "plan_group", "plan_task", "revoke_all", "revoke_waiting"]
 
 _KNOWN = """
     SELECT m.task_id, m.child_id, t.status, t.retries, t.owner, t.fingerprint
@@ -65,69 +64,6 @@ class Plan(NamedTuple):
     todo: list[tuple[int, str, int]]
 
 
-def call_name(function: Callable[..., Any]) -> str:
-    """Return what to call a call of *function*: its module and qualified name."""
-    inner = function
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    name = getattr(inner, "__qualname__", None) or type(inner).__qualname__
-    return f"{getattr(inner, '__module__', None) or type(inner).__module__}.{name}"
-
-
-def _canonical(stored: Any) -> Any:
-    """Sort what has no order of its own: sets are iterated differently in every process."""
-    if isinstance(stored, dict):
-        result = {key: _canonical(value) for key, value in stored.items()}
-        for tag in ("$set", "$frozenset"):
-            if tag in result and isinstance(result[tag], list):
-                result[tag].sort(key=lambda element: json.dumps(element, sort_keys=True))
-        return result
-    if isinstance(stored, list):
-        return [_canonical(element) for element in stored]
-    return stored
-
-
-def fingerprint(
-    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], encode: Callable[[Any], Any]
-) -> tuple[str, Any, Any]:
-    """
-    Identify a call by its function's name and its arguments.
-
-    Arguments that JSON can't keep are identified by their pickle, and shown by their `repr`.
-
-    Returns:
-        The fingerprint, and the encoded args and kwargs.
-    """
-    try:
-        encoded = encode(args), encode(kwargs)
-        identity = "\n".join(encoded)
-        if "{" in identity[:-1] or kwargs:
-            identity = json.dumps([_canonical(json.loads(part)) for part in encoded], sort_keys=True)
-        raw = identity.encode()
-    except EncodeError:
-        encoded = (
-            encode(tuple(_shown(value, encode) for value in args)),
-            encode({k: _shown(v, encode) for k, v in kwargs.items()}),
-        )
-        import pickle
-
-        try:
-            raw = pickle.dumps((args, kwargs), protocol=4)
-        except Exception:  # noqa: BLE001 - anything may be raised by what can't be pickled
-            raw = "\n".join(encoded).encode()
-    from hashlib import blake2b
-
-    return blake2b(name.encode() + b"\0" + raw, digest_size=16).hexdigest(), *encoded
-
-
-def _shown(value: Any, encode: Callable[[Any], Any]) -> Any:
-    try:
-        encode(value)
-    except EncodeError:
-        return repr(value)
-    return value
-
-
 def plan_task(
     store: ResultStore, task_id: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], parent_id: str | None
 ) -> Plan:
@@ -165,7 +101,7 @@ def plan_group(
     def operation(connection: sqlite3.Connection) -> list[tuple[int, str, int]]:
         store.register_owner(connection)
         if connection.execute("SELECT 1 FROM groups WHERE id = ?", (group_id,)).fetchone() is not None:
-            return _take_over(connection, group_id, name, prints, owner)
+            return _take_over(connection, group_id, name, prints, owner, parent_id, now)
         ids = [f"{group_id}/{position}" for position in range(len(prints))]
         there = {row[0] for row in connection.execute(_THERE, (json.dumps(ids),))}
         rows = (
@@ -177,7 +113,7 @@ def plan_group(
         connection.executemany(_CREATE, rows)
         connection.executemany(_ADD_MEMBER, ((group_id, position, task_id) for position, task_id in enumerate(ids)))
         if there:  # the group was deleted, its tasks were not
-            return _take_over(connection, group_id, name, prints, owner)
+            return _take_over(connection, group_id, name, prints, owner, parent_id, now)
         return [(position, task_id, 0) for position, task_id in enumerate(ids)]
 
     todo = store.transact_quietly(operation, flush=True)
@@ -189,7 +125,13 @@ def plan_group(
 
 
 def _take_over(
-    connection: sqlite3.Connection, group_id: str, name: str, prints: list[tuple[str, Any, Any]], owner: str
+    connection: sqlite3.Connection,
+    group_id: str,
+    name: str,
+    prints: list[tuple[str, Any, Any]],
+    owner: str,
+    parent_id: str | None,
+    now: float,
 ) -> list[tuple[int, str, int]]:
     rows = connection.execute(_KNOWN, (group_id,)).fetchall()
     _check_same(group_id, name, rows, prints)
@@ -197,8 +139,15 @@ def _take_over(
     for position, (task_id, _, status, retries, held_by, _) in enumerate(rows):
         if status == DONE:
             continue
+        if status is None:  # forgotten
+            mark, args, kwargs = prints[position]
+            connection.execute(_CREATE, (task_id, name, parent_id, args, kwargs, mark, owner, owner, now))
+            todo.append((position, task_id, 0))
+            continue
         if status in (FAILURE, REVOKED):
             connection.execute(_RESUBMIT, (owner, owner, task_id))
+            # The trigger can't tell the same owner from one that was left in place.
+            connection.execute(_TAKE_OVER, (owner, owner, task_id))
             todo.append((position, task_id, retries + 1))
         elif status in (PENDING, RETRY) and held_by in (None, owner):
             connection.execute(_TAKE_OVER, (owner, owner, task_id))
@@ -214,7 +163,8 @@ def _check_same(group_id: str, name: str, rows: list[Any], prints: list[tuple[st
         msg = f"group {group_id!r} was stored with {len(rows)} calls and is now given {len(prints)}; {advice}"
         raise ValueError(msg)
     for position, (row, (mark, args, _)) in enumerate(zip(rows, prints, strict=True)):
-        if row[5] != mark:
+        forgotten = row[1] is None and row[2] is None
+        if row[5] != mark and not forgotten:
             msg = (
                 f"group {group_id!r} was stored with other calls: number {position} is now {name} with arguments "
                 f"{args}, which is not what task {row[0] or row[1]!r} was; {advice}"
@@ -231,6 +181,13 @@ def decide_lost(store: ResultStore, again: list[tuple[str, int]], given_up: list
         connection.executemany(_GIVE_UP, [(now, *row) for row in given_up])
 
     store.transact_quietly(operation, flush=True)
+
+
+def revoke_waiting(store: ResultStore, task_ids: list[str]) -> None:
+    """Cancel tasks that have not begun, in one transaction."""
+    rows = [(store.clock.time(), task_id) for task_id in task_ids]
+    sql = f"{_REVOKE} AND status IN ('PENDING', 'RETRY')"
+    store.transact_quietly(lambda connection: connection.executemany(sql, rows), flush=True)
 
 
 def revoke_all(store: ResultStore, task_ids: list[str]) -> None:

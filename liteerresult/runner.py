@@ -18,12 +18,13 @@ from signal import SIGTERM
 from typing import TYPE_CHECKING, Any, Self
 
 from .backend import check_id
-from .batch import Plan, call_name, decide_lost, plan_group, plan_task, revoke_all
-from .errors import TransitionError
+from .batch import Plan, decide_lost, plan_group, plan_task, revoke_all, revoke_waiting
+from .errors import EncodeError, TransitionError
+from .fingerprints import call_name, unfold
 from .liveness import parse_owner
 from .results import AsyncResult
-from .states import LOST
-from .worker import Call, ChunkReport, Home, run_chunk, this_host
+from .states import LOST, RETRY
+from .worker import Call, ChunkReport, Home, lend, run_chunk, this_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -77,6 +78,11 @@ class _Job:
         self.args = args
         self.kwargs = kwargs
 
+    def advance(self) -> None:
+        """Go on to the next attempt."""
+        self.attempt += 1
+        self.tries -= 1
+
     def call(self) -> Call:
         return Call(self.task_id, self.attempt, self.tries <= 0, self.args, self.kwargs)
 
@@ -123,11 +129,14 @@ class Runner:
             msg = f"an executor, or a function that makes one, is needed; not {type(executor).__name__}"
             raise TypeError(msg)
         self._home = Home(store.path, store.options, this_host())
+        lend(self._home, store)
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._batches: deque[_Batch] = deque()
-        self._in_flight: dict[Future[ChunkReport], tuple[_Batch, list[_Job]]] = {}
+        self._in_flight: dict[Future[ChunkReport], tuple[Executor, _Batch, list[_Job]]] = {}
         self._mutex = threading.Lock()
-        self._open = 0
+        self._open: set[_Job] = set()
+        self._fruitless = 0
+        """How many pools broke one after the other without any call having begun or ended."""
         self._all_ended = threading.Condition(self._mutex)
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -156,8 +165,14 @@ class Runner:
             RuntimeError: The runner is closed.
         """
         self._check_open()
+        shown_args, shown_kwargs = unfold(function, [(args, kwargs)])[0]
         plan = plan_task(
-            self.store, self.store.new_id(), call_name(function), args, kwargs, self.store.parent_id_of(None)
+            self.store,
+            self.store.new_id(),
+            call_name(function),
+            shown_args,
+            shown_kwargs,
+            self.store.parent_id_of(None),
         )
         self._hand_in(function, plan, [(args, kwargs)], 0)
         return AsyncResult(plan.todo[0][1], self.store)
@@ -207,7 +222,7 @@ class Runner:
             raise ValueError(msg)
         group_id = self.store.new_id() if group_id is None else check_id(group_id, "group id")
         name = name or call_name(function)
-        plan = plan_group(self.store, group_id, name, calls, self.store.parent_id_of(None))
+        plan = plan_group(self.store, group_id, name, unfold(function, calls), self.store.parent_id_of(None))
         assert plan.group is not None  # noqa: S101 - of a group
         self._hand_in(function, plan, calls, retries)
         return plan.group
@@ -227,10 +242,14 @@ class Runner:
             function, (_Job(task_id, attempt, retries, *calls[position]) for position, task_id, attempt in plan.todo)
         )
         with self._mutex:
-            self._open += len(plan.todo)
+            self._open.update(batch.waiting)
+            error = self.error
             if self._thread is None:
                 self._thread = threading.Thread(target=self._dispatch, name="liteerresult-runner", daemon=True)
                 self._thread.start()
+        if error is not None:
+            self._give_up(list(batch.waiting), error)
+            self._check_open()
         self._inbox.put(batch)
 
     # Closing
@@ -280,13 +299,14 @@ class Runner:
                 if self._inbox.empty() or len(self._in_flight) <= 1:
                     self._fill()
         except BaseException as exc:  # noqa: BLE001 - close() raises it where somebody sees it
-            self.error = exc
-            waiting = [job for batch in self._batches for job in batch.waiting]
+            with self._mutex:
+                self.error = exc
+                left = list(self._open)
             try:
-                self._give_up([*waiting, *(job for _, jobs in self._in_flight.values() for job in jobs)], exc)
+                self._give_up(left, exc)
             finally:
                 with self._mutex:
-                    self._open = 0
+                    self._open.clear()
                     self._all_ended.notify_all()
 
     def _fill(self) -> None:
@@ -306,36 +326,40 @@ class Runner:
         try:
             future = self._executor.submit(run_chunk, self._home, batch.function, [job.call() for job in jobs])
         except BrokenExecutor as exc:
-            self._replace_executor()
-            self._after_break(batch, jobs, exc, {})
+            self._broken(self._executor, [(batch, jobs)], exc)
         except RuntimeError as exc:  # it was shut down by someone else
             self._give_up(jobs, exc)
         else:
-            self._in_flight[future] = batch, jobs
+            self._in_flight[future] = self._executor, batch, jobs
             future.add_done_callback(self._inbox.put)
 
     def _ended(self, future: Future[ChunkReport]) -> None:
         if future not in self._in_flight:
             return  # dealt with when the pool broke
-        batch, jobs = self._in_flight.pop(future)
+        executor, batch, jobs = self._in_flight.pop(future)
         try:
             report = future.result()
         except CancelledError:
             self._revoke(jobs)
         except BrokenExecutor as exc:
-            self._broken([(batch, jobs)], exc)
+            self._broken(executor, [(batch, jobs)], exc)
         except BaseException as exc:  # noqa: BLE001 - the call could not be sent, or its report not be read
             self._give_up(jobs, exc)
         else:
             batch.learn(len(jobs), report.seconds, self._chunk_seconds)
             if report.outcomes is not None:
-                self._record(jobs, report.outcomes)
+                self._record(batch, jobs, report.outcomes)
                 return
+            self._fruitless = 0
+            skipped = [jobs[position] for position in report.skipped]
+            lost = self._lost_among(skipped) if skipped else []
             for position in report.again:
-                jobs[position].attempt += 1
-                jobs[position].tries -= 1
+                jobs[position].advance()
             self._again(batch, [jobs[position] for position in report.again])
-            self._count_down(len(jobs) - len(report.again))
+            again = {*(jobs[position] for position in report.again), *lost}
+            if lost:
+                self._after_break(batch, lost, BrokenExecutor("a worker died"), {})
+            self._count_down([job for job in jobs if job not in again])
 
     def _again(self, batch: _Batch, jobs: list[_Job]) -> None:
         if self._cancelled:
@@ -345,29 +369,87 @@ class Runner:
                 self._batches.append(batch)
             batch.waiting.extend(jobs)
 
-    def _count_down(self, ended: int) -> None:
+    def _lost_among(self, jobs: list[_Job]) -> list[_Job]:
+        """Return those whose worker died, though the executor does not say so: it made the calls once more."""
+        self._settle_dead(jobs)
+        metas = self.store.get_many([job.task_id for job in jobs])
+        return [
+            job for job, meta in zip(jobs, metas, strict=True) if meta.status == LOST and meta.retries == job.attempt
+        ]
+
+    def _count_down(self, ended: Iterable[_Job]) -> None:
         with self._mutex:
-            self._open -= ended
+            self._open.difference_update(ended)
             if not self._open:
                 self._all_ended.notify_all()
 
     # What goes wrong
 
-    def _broken(self, broken: list[tuple[_Batch, list[_Job]]], exc: BrokenExecutor) -> None:
+    def _broken(self, executor: Executor, broken: list[tuple[_Batch, list[_Job]]], exc: BrokenExecutor) -> None:
         """Find out by whose death the pool broke, and go on in a new one."""
-        processes = dict(getattr(self._executor, "_processes", None) or {})
-        self._replace_executor()  # joins the old pool's processes: from here on they are dead
+        processes = dict(getattr(executor, "_processes", None) or {})
+        if executor is self._executor:
+            self._replace_executor()  # joins the old pool's processes: from here on they are dead
         others = [
             future
-            for future in self._in_flight
-            if future.done() and not future.cancelled() and isinstance(future.exception(), BrokenExecutor)
+            for future, (its, _, _) in self._in_flight.items()
+            if its is executor
+            and future.done()
+            and not future.cancelled()
+            and isinstance(future.exception(), BrokenExecutor)
         ]
-        broken += [self._in_flight.pop(future) for future in others]
+        broken += [self._in_flight.pop(future)[1:] for future in others]
         ends = {pid: process.exitcode for pid, process in processes.items()}
+        self._fruitless += 1
         for batch, jobs in broken:
             self._after_break(batch, jobs, exc, ends)
 
     def _after_break(self, batch: _Batch, jobs: list[_Job], exc: BrokenExecutor, ends: dict[int, int | None]) -> None:
+        """Decide what becomes of calls whose chunk did not come back; *ends* are the pool's exit codes by pid."""
+        store = self.store
+        pids = self._settle_dead(jobs)
+        again: list[_Job] = []
+        lost_again: list[_Job] = []
+        lost_for_good: list[_Job] = []
+        failed: list[_Job] = []
+        for job, meta in zip(jobs, store.get_many([job.task_id for job in jobs]), strict=True):
+            if meta.ready:
+                self._fruitless = 0
+            elif meta.status == LOST:
+                self._fruitless = 0
+                pid = pids.get(job.task_id) or meta.result["attributes"]["pid"]
+                (lost_again if self._may_try_again(job, ends, pid) else lost_for_good).append(job)
+            else:
+                if meta.status == RETRY and meta.retries == job.attempt + 1:  # it failed, and the report was lost
+                    job.advance()
+                    self._fruitless = 0
+                (failed if self._fruitless > BLAMELESS_LIMIT else again).append(job)
+        decide_lost(
+            store,
+            [(job.task_id, job.attempt) for job in lost_again],
+            [(job.task_id, job.attempt) for job in lost_for_good],
+        )
+        for job in lost_again:
+            job.attempt += 1
+        self._again(batch, again + lost_again)
+        going_on = {*again, *lost_again, *failed}
+        self._count_down([job for job in jobs if job not in going_on])
+        self._give_up(failed, exc)
+
+    @staticmethod
+    def _may_try_again(job: _Job, ends: dict[int, int | None], pid: int) -> bool:
+        # The pool ends the other workers by SIGTERM; who ended otherwise is the one that broke it.
+        ended_by_pool = ends.get(pid) == -SIGTERM
+        if ended_by_pool and any(code not in (None, 0, -SIGTERM) for code in ends.values()):
+            return True
+        if ended_by_pool and job.blameless < BLAMELESS_LIMIT:
+            job.blameless += 1
+            return True
+        job.tries -= 1
+        return job.tries >= 0
+
+    def _settle_dead(self, jobs: list[_Job]) -> dict[str, int | None]:
+        """Settle the dead owners of calls; return the process ids of those that ran them, by task."""
         store = self.store
         pids = {}
         for meta in store.get_many([job.task_id for job in jobs]):
@@ -375,42 +457,11 @@ class Runner:
                 pids[meta.task_id] = parse_owner(meta.owner)[0]
                 if not store.owner_is_alive(meta.owner):
                     store.settle(meta.owner)
-        again, retried, failed = [], [], []
-        metas = {meta.task_id: meta for meta in store.get_many([job.task_id for job in jobs])}
-        for job in jobs:
-            meta = metas[job.task_id]
-            if meta.ready:
-                continue
-            if meta.status != LOST:  # not begun
-                job.blameless += 1
-                if job.blameless > BLAMELESS_LIMIT:
-                    failed.append(job)
-                else:
-                    again.append(job)
-                continue
-            pid = pids.get(job.task_id) or meta.result["attributes"]["pid"]
-            # The pool ends the other workers by SIGTERM; who ended otherwise is the one that broke it.
-            blameless = ends.get(pid) == -SIGTERM and job.blameless < BLAMELESS_LIMIT
-            if blameless:
-                job.blameless += 1
-            else:
-                job.tries -= 1
-            if blameless or job.tries >= 0:
-                job.attempt += 1
-                retried.append(job)
-            # else decided below: it stays lost
-        waiting = {job.task_id for job in (*again, *retried, *failed)}
-        lost = [job for job in jobs if job.task_id not in waiting and not metas[job.task_id].ready]
-        decide_lost(
-            store, [(job.task_id, job.attempt - 1) for job in retried], [(job.task_id, job.attempt) for job in lost]
-        )
-        self._again(batch, again + retried)
-        self._count_down(len(jobs) - len(again) - len(retried) - len(failed))
-        self._give_up(failed, exc)
+        return pids
 
     def _replace_executor(self) -> None:
         old: Any = self._executor
-        old.shutdown(wait=True, cancel_futures=True)
+        old.shutdown(wait=True)  # cancel_futures came late, and a broken pool has none
         if self._make is not None:
             self._executor = self._make()
         elif _is_process_pool(old):
@@ -428,30 +479,38 @@ class Runner:
         for job in jobs:
             with contextlib.suppress(TransitionError):
                 self.store.mark_as_failure(job.task_id, exc)
-        self._count_down(len(jobs))
+        self._count_down(jobs)
 
-    def _record(self, jobs: list[_Job], outcomes: list[tuple[bool, Any]]) -> None:
+    def _record(self, batch: _Batch, jobs: list[_Job], outcomes: list[tuple[bool, Any]]) -> None:
         """Record what workers on another host report."""
+        again = []
         for job, (succeeded, outcome) in zip(jobs, outcomes, strict=True):
-            with contextlib.suppress(TransitionError):
+            with contextlib.suppress(TransitionError, EncodeError):  # the store made that the task's failure
                 if succeeded:
                     self.store.mark_as_done(job.task_id, outcome)
+                elif job.tries > 0 and isinstance(outcome, Exception):
+                    self.store.mark_as_retry(job.task_id, outcome)
+                    job.advance()
+                    again.append(job)
                 else:
                     self.store.mark_as_failure(job.task_id, outcome)
-        self._count_down(len(jobs))
+        self._again(batch, again)
+        self._count_down([job for job in jobs if job not in again])
 
     def _cancel(self) -> None:
         self._cancelled = True
         waiting = [job for batch in self._batches for job in batch.waiting]
         self._batches.clear()
         self._revoke(waiting)
+        # What the executor has can't always be called back; a worker does not begin what is revoked.
+        revoke_waiting(self.store, [job.task_id for _, _, jobs in self._in_flight.values() for job in jobs])
         for future in list(self._in_flight):
             future.cancel()
 
     def _revoke(self, jobs: list[_Job]) -> None:
         if jobs:
             revoke_all(self.store, [job.task_id for job in jobs])
-        self._count_down(len(jobs))
+        self._count_down(jobs)
 
 
 def _is_process_pool(executor: object) -> bool:

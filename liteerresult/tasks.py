@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunningTask", "TaskVerbs", "current_task"]
 
-current_task: ContextVar[tuple[str, str] | None] = ContextVar("liteerresult_current_task", default=None)
+current_task: ContextVar[tuple[str, str, int] | None] = ContextVar("liteerresult_current_task", default=None)
 """Path of the store and id of the task that this context runs: what submits is a parent."""
 
 _COLUMNS = "id, status, result, encoding, traceback, retries, owner, done_number"
@@ -112,6 +112,15 @@ class TaskVerbs(StoreCore):
     _attempts: dict[str, int]
     """Attempts that this store object has begun: task id to number."""
     _registered: str | None = None
+
+    def _attempt_of(self, task_id: str) -> int | None:
+        """Return the attempt at the task that this store object, or this context, has begun."""
+        attempt = self._attempts.get(task_id)
+        if attempt is None:
+            running = current_task.get()
+            if running is not None and running[:2] == (self.path, task_id):
+                return running[2]
+        return attempt
 
     def _result(self, task_id: str) -> AsyncResult:
         return AsyncResult(task_id, cast("Backend", self))  # with the verbs on groups, which lie above
@@ -357,7 +366,7 @@ class TaskVerbs(StoreCore):
                 self._attempts.pop(task_id, None)
 
     def _finish(self, task_id: str, status: str, payload: _Payload, *, fenced: bool = True) -> None:
-        attempt = self._attempts.get(task_id) if fenced else None
+        attempt = self._attempt_of(task_id) if fenced else None
         row = (status, *payload, self.clock.time(), task_id, attempt)
 
         if not self._write_one(_FINISH, row):
@@ -425,7 +434,7 @@ class TaskVerbs(StoreCore):
         self._attempts.pop(task_id, None)
 
     def _update(self, task_id: str, status: str, payload: _Payload) -> None:
-        attempt = self._attempts.get(task_id)
+        attempt = self._attempt_of(task_id)
 
         # When an attempt ended is told to `attempts`; the task itself goes on.
         row: tuple[Any, ...]
@@ -537,7 +546,7 @@ class RunningTask:
 
     def __enter__(self) -> Self:
         self.retries = self._store.start(self.task_id)
-        self._token = current_task.set((self._store.path, self.task_id))
+        self._token = current_task.set((self._store.path, self.task_id, self.retries))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:

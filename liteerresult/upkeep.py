@@ -28,6 +28,7 @@ _ERROR = f"""json_object(
 _GIVE_BACK = f"""
     UPDATE tasks SET status = 'LOST', encoding = 'json', traceback = NULL, owner = submitter, result = {_ERROR}
     WHERE owner = :owner AND done_number IS NULL AND submitter <> :owner
+      AND submitter IN (SELECT id FROM owners)
     RETURNING id"""  # noqa: S608 - constants
 
 # The rest. The triggers number the rows and count them.

@@ -66,12 +66,14 @@ class ChunkReport(NamedTuple):
     Attributes:
         again: Positions of calls that failed and are to be tried again.
         seconds: How long the whole chunk took.
+        skipped: Positions of calls that were not made, because the task is no longer at that attempt.
         outcomes: On another host, which can't reach the file: (True, value) or (False, exception) for each call.
     """
 
     again: list[int]
     seconds: float
     outcomes: list[tuple[bool, Any]] | None = None
+    skipped: tuple[int, ...] = ()
 
 
 class Home(NamedTuple):
@@ -108,12 +110,22 @@ def run_chunk(home: Home, function: Callable[..., Any], calls: list[Call]) -> Ch
         outcomes = [_outcome(function, call) for call in calls]
         return ChunkReport([], time.perf_counter() - started, outcomes)
     recorder = _Recorder(_store_at(home))
-    again = []
+    again, skipped = [], []
     for position, call in enumerate(calls):
-        if recorder.begin(call) and recorder.run(function, call):
+        if not recorder.begin(call):
+            skipped.append(position)
+        elif recorder.run(function, call):
             again.append(position)
     recorder.end()
-    return ChunkReport(again, time.perf_counter() - started)
+    return ChunkReport(again, time.perf_counter() - started, None, tuple(skipped))
+
+
+_lent: weakref.WeakValueDictionary[tuple[int, Home], ResultStore] = weakref.WeakValueDictionary()
+
+
+def lend(home: Home, store: ResultStore) -> None:
+    """Let calls that threads of this process make use the submitter's store."""
+    _lent[os.getpid(), home] = store
 
 
 _stores: dict[tuple[Any, ...], ResultStore] = {}
@@ -123,6 +135,9 @@ def _store_at(home: Home) -> ResultStore:
     """Return the store, kept open from one chunk to the next."""
     from .store import open_store
 
+    store = _lent.get((os.getpid(), home))
+    if store is not None and not store.closed:
+        return store
     store = _stores.get(home)
     if store is None or store.closed:
         store = _stores[home] = open_store(home.path, *home.options)
@@ -216,7 +231,7 @@ class _Recorder:
     def run(self, function: Callable[..., Any], call: Call) -> bool:
         """Make the call and remember how it ended; True if it is to be tried again."""
         store = self._store
-        token = current_task.set((store.path, call.task_id))
+        token = current_task.set((store.path, call.task_id, call.attempt))
         try:
             value = function(*call.args, **call.kwargs)
             payload = store.encode_value(value)

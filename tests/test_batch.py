@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from liteerresult import ResultStore, Runner, WorkerLostError
-from liteerresult.batch import call_name, decide_lost, fingerprint, plan_group, plan_task, revoke_all
+from liteerresult.batch import decide_lost, plan_group, plan_task, revoke_all
+from liteerresult.fingerprints import call_name, fingerprint
 from liteerresult.serialization import Serializer
 
 if TYPE_CHECKING:

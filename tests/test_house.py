@@ -32,7 +32,7 @@ LAYERS = (
         *("backend", "waiting", "futures", "results", "groups"),
     ),
     ("core", "tasks", "grouprows", "upkeep", "store"),
-    ("worker", "batch", "runner"),
+    ("worker", "fingerprints", "batch", "runner"),
     ("__init__",),
     ("cli", "commands", "doctor", "tables", "celery_backend", "testing", "report"),
 )

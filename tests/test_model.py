@@ -343,9 +343,8 @@ class Machine(RuleBasedStateMachine):
                 if end is not None:
                     raise end
         except KeyError:
-            assert raises  # whatever became of the task meanwhile
-            if interference is None:
-                self.to(task_id, "FAILURE")
+            assert raises
+            self.end_by_raising(task_id, interference)
         except TransitionError as exc:
             refusal = exc
         else:
@@ -357,6 +356,11 @@ class Machine(RuleBasedStateMachine):
             assert (refusal.task_id, refusal.from_status) == (task_id, self.tasks[task_id].status)
             assert refusal.__context__ is end
             assert self.dump() == before
+
+    def end_by_raising(self, task_id: str, interference: str | None) -> None:
+        """What the block raised goes on, whatever became of the task meanwhile."""
+        if interference is None:
+            self.to(task_id, "FAILURE")
 
     @rule(worker=workers)
     def reopen(self, worker: str) -> None:
