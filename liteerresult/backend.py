@@ -94,10 +94,11 @@ class TaskMeta:
         retries: Attempts before this one.
         owner: Id of the process that answers for the task, or None.
         done_number: Its place in the order of completion, or None.
+        number: Where the store found it, so that it finds it again sooner; None if that doesn't matter.
     """
 
     __slots__ = (
-        "_decoder", "_more", "_rest", "done_number", "encoding", "owner", "payload", "retries", "status", "task_id",
+        "_decoder", "_more", "_rest", "done_number", "encoding", "number", "owner", "payload", "retries", "status", "task_id",
         "traceback",
     )  # fmt: skip
 
@@ -112,6 +113,7 @@ class TaskMeta:
         retries: int = 0,
         owner: str | None = None,
         done_number: int | None = None,
+        number: int | None = None,
         more: Callable[[str], Rest] | None = None,
         **rest: Any,
     ) -> None:
@@ -124,6 +126,7 @@ class TaskMeta:
         self.retries = retries
         self.owner = owner
         self.done_number = done_number
+        self.number = number
         self._more = more
         self._rest: Rest | None = None if more else Rest(**rest)
 
@@ -258,8 +261,8 @@ class Waiting(Protocol):
 class Backend(Protocol):
     """What the result classes ask of a store. `ResultStore` is one; write your own to keep results elsewhere."""
 
-    def get_task_meta(self, task_id: str) -> TaskMeta:
-        """Return a task's row; one with status PENDING if there is none."""
+    def get_task_meta(self, task_id: str, number: int | None = None) -> TaskMeta:
+        """Return a task's row; one with status PENDING if there is none. *number* is that of the last look, if any."""
         ...
 
     def get_many(self, task_ids: Sequence[str]) -> list[TaskMeta]:

@@ -24,16 +24,19 @@ if TYPE_CHECKING:
 
     from .backend import Backend
 
-    _Row = tuple[str, str, object, str | None, str | None, int, str | None, int | None]
+    _Row = tuple[str, str, object, str | None, str | None, int, str | None, int | None, int]
 
 __all__ = ["RunningTask", "TaskVerbs", "current_task"]
 
 current_task: ContextVar[tuple[str, str, int] | None] = ContextVar("liteerresult_current_task", default=None)
 """Path of the store and id of the task that this context runs: what submits is a parent."""
 
-_COLUMNS = "id, status, result, encoding, traceback, retries, owner, done_number"
+_COLUMNS = "id, status, result, encoding, traceback, retries, owner, done_number, number"
 
 _READ = f"SELECT {_COLUMNS} FROM tasks WHERE id = ?"  # noqa: S608 - constants
+
+# A waiter's pages are stale whenever another process has written: the row's number spares it the index's.
+_READ_AGAIN = f"SELECT {_COLUMNS} FROM tasks WHERE number = ? AND id = ?"  # noqa: S608
 
 _READ_MANY = f"SELECT {_COLUMNS} FROM tasks WHERE id IN (SELECT value FROM json_each(?))"  # noqa: S608
 
@@ -127,14 +130,20 @@ class TaskVerbs(StoreCore):
 
     # Reading
 
-    def get_task_meta(self, task_id: str) -> TaskMeta:
+    def get_task_meta(self, task_id: str, number: int | None = None) -> TaskMeta:
         """
         Return a task's row; payloads are decoded only when asked for.
+
+        Args:
+            task_id: The task.
+            number: The row's number, if it was read before: it is found sooner.
 
         Returns:
             The row; one with status PENDING for an id nobody recorded (its ``created_at`` is None).
         """
-        rows = self._db.read(_READ, (check_id(task_id),))
+        rows = self._db.read(_READ_AGAIN, (number, task_id)) if number is not None else ()
+        if not rows:
+            rows = self._db.read(_READ, (check_id(task_id),))
         return self._meta_of(rows[0]) if rows else TaskMeta(self._serializer, task_id)
 
     def _meta_of(self, row: _Row) -> TaskMeta:

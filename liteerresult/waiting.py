@@ -90,8 +90,10 @@ def one(
     backend: Backend, task_id: str, deadline: Deadline, on_interval: Callable[[], object] | None = None
 ) -> Generator[Park, None, TaskMeta]:
     """Return a task's row once it is final."""
+    number: int | None = None
     while True:
-        meta = backend.get_task_meta(task_id)
+        meta = backend.get_task_meta(task_id) if number is None else backend.get_task_meta(task_id, number)
+        number = meta.number
         if meta.ready:
             return meta
         left = deadline.check([task_id])
