@@ -98,8 +98,8 @@ class TaskMeta:
     """
 
     __slots__ = (
-        "_decoder", "_more", "_rest", "done_number", "encoding", "number", "owner", "payload", "retries", "status", "task_id",
-        "traceback",
+        "_decoder", "_more", "_rest", "done_number", "encoding", "number", "owner", "payload", "retries", "status",
+        "task_id", "traceback",
     )  # fmt: skip
 
     def __init__(
@@ -262,7 +262,7 @@ class Backend(Protocol):
     """What the result classes ask of a store. `ResultStore` is one; write your own to keep results elsewhere."""
 
     def get_task_meta(self, task_id: str, number: int | None = None) -> TaskMeta:
-        """Return a task's row; one with status PENDING if there is none. *number* is that of the last look, if any."""
+        """Return a task's row, PENDING if there is none; *number* is its number at the last look, if there was one."""
         ...
 
     def get_many(self, task_ids: Sequence[str]) -> list[TaskMeta]:

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import deque
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class _Hub:
         self._paths: dict[str, int] = {}
         self._leader: Watch | None = None
         self._followers: list[Watch] = []
+        self._gone: deque[tuple[Watch | None, tuple[int, ...], tuple[str, ...]]] = deque()
         self._loops: dict[asyncio.AbstractEventLoop, int] = {}
         self._inotify: Any = None
         if sys.platform == "linux":
@@ -143,6 +145,7 @@ class _Hub:
         if self.fd is None:
             return ()
         with self._mutex:
+            self._drop_gone()
             self._read()  # what was heard before is not for the newcomer
             wds = []
             for path, mask in paths:
@@ -158,20 +161,36 @@ class _Hub:
 
     def disarm(self, watch: Watch, wds: tuple[int, ...]) -> None:
         # The kernel's watch stays: adding and removing one costs more than an event nobody reads.
-        with self._mutex:
-            for wd in wds:
-                self._listeners.get(wd, set()).discard(watch)
+        self._gone.append((watch, wds, ()))
+        self._clear_up()
 
     def forget(self, paths: Iterable[str]) -> None:
         """Remove the kernel's watches of a store that is closed, unless someone still listens."""
-        with self._mutex:
+        self._gone.append((None, (), tuple(paths)))
+        self._clear_up()
+
+    def _clear_up(self) -> None:
+        # The garbage collector may come here while this very thread holds the mutex: then whoever takes it
+        # next clears up.
+        while self._gone and self._mutex.acquire(blocking=False):
+            try:
+                self._drop_gone()
+            finally:
+                self._mutex.release()
+
+    def _drop_gone(self) -> None:
+        while self._gone:
+            watch, wds, paths = self._gone.popleft()
+            for wd in wds:
+                if watch is not None:
+                    self._listeners.get(wd, set()).discard(watch)
             for path in paths:
-                wd = self._paths.get(path)
-                if wd is not None and not self._listeners.get(wd):
+                known = self._paths.get(path)
+                if known is not None and not self._listeners.get(known):
                     del self._paths[path]
-                    self._listeners.pop(wd, None)
+                    self._listeners.pop(known, None)
                     with contextlib.suppress(OSError):
-                        self._inotify.rm_watch(wd)
+                        self._inotify.rm_watch(known)
 
     # Hearing
 

@@ -410,9 +410,10 @@ class Batch:
             self._armed = watch
             number = self._store.completion_number()
             self._look(task_ids, waiting, known)
+            ended: list[str] = []
             while waiting:
                 last_look = self._stopped.is_set()
-                if not last_look:
+                if not last_look and not ended:  # what was completed comes in pages
                     watch.wait(None)
                 number, ended = self._store.completed_since(number)
                 self._look([task_id for task_id in ended if task_id in waiting], waiting, known)

@@ -47,6 +47,7 @@ _WAL_CHECK_EVERY = 512
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 _gate = ForkGate(_databases)  # type: ignore[arg-type]  # a WeakSet is invariant
+_inside = _gate.inside
 
 # Connections of a fork that could not be prepared: using or closing them in the child would disturb the parent.
 _abandoned: list[object] = []
@@ -97,24 +98,34 @@ class Database:
         self.durability = durability
         self._syncs = durability == "power-loss" and _SYNC_AFTER_RELEASE
         self.closed = False
+        self.ring: Callable[[], None] = _nobody
+        """Called when a change lasts."""
         self._warned_at = WAL_LIMIT
         self._reset()
+        _databases.add(self)
+        ident = get_ident()
+        inner = ident in _inside
         try:
+            if not inner:
+                _inside.add(ident)
+            if _gate.is_shut:
+                _gate.wait(ident)
             with self.mapped_errors():
                 check_format(self.path, BUSY_TIMEOUT)  # before anything is made beside a file that is not ours
                 self.connection()
-                self._sync_folder()
         except BaseException:
-            self.close()
+            self.close(unused=True)
             raise
-        _databases.add(self)
+        finally:
+            if not inner:
+                _inside.discard(ident)
 
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._local = threading.local()
         self._raw: set[sqlite3.Connection] = set()
         self._guard = threading.Lock()
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()  # it knows whose it is; nobody takes it twice
         self._lock_fd = -1
         self._wal_fd = -1
         self._commits = 0
@@ -179,6 +190,7 @@ class Database:
             os.close(self._wal_fd)
             self._wal_fd = -1
         self._wal_fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._sync_folder()  # a WAL that was made anew has a new name to make last
 
     def open_side_file(self, suffix: str) -> int:
         """Open (create) a file beside the database, readable and writable for the same users."""
@@ -199,9 +211,18 @@ class Database:
 
     def release(self, raw: sqlite3.Connection) -> None:
         """Close the connection of a thread that ended."""
-        with self._guard:
+        ident = get_ident()
+        inner = ident in _inside  # the garbage collector may come by at any time
+        try:
+            if not inner:
+                _inside.add(ident)
+                if _gate.is_shut:
+                    _gate.wait(ident)
             self._raw.discard(raw)
-        raw.close()
+            raw.close()
+        finally:
+            if not inner:
+                _inside.discard(ident)
 
     def close(self, *, unused: bool = False) -> None:
         """
@@ -249,8 +270,12 @@ class Database:
     def read(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[Any]:
         """Run a query to its end: an unfinished one would pin the WAL."""
         ident = get_ident()
-        _gate.enter(ident)
+        inner = ident in _inside
         try:
+            if not inner:
+                _inside.add(ident)
+                if _gate.is_shut:
+                    _gate.wait(ident)
             connection = self.connection()
             try:
                 return connection.execute(sql, parameters).fetchall()
@@ -266,7 +291,8 @@ class Database:
         except sqlite3.Error as exc:
             raise self.mapped(exc) from exc
         finally:
-            _gate.inside.discard(ident)
+            if not inner:
+                _inside.discard(ident)
 
     # Writing
 
@@ -284,37 +310,40 @@ class Database:
         """
         started = time.monotonic()
         ident = get_ident()
-        _gate.enter(ident)
+        inner = ident in _inside
         try:
+            if not inner:
+                _inside.add(ident)
+                if _gate.is_shut:
+                    _gate.wait(ident)
             connection = self.connection()
-            self._take_turn()
             try:
+                self._begin_turn(connection)
                 connection.execute("BEGIN IMMEDIATE")
-                try:
-                    value = operation(connection)
-                    connection.execute("COMMIT")
-                except BaseException:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
-                    raise
-            finally:
-                self._end_turn()
+                value = operation(connection)
+                connection.execute("COMMIT")
+                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+                self._turn.release()
+            except BaseException:
+                self._recover(connection)
+                raise
             if durable:
                 self._sync()
+                self.ring()
         except sqlite3.Error as exc:
             raise self.mapped(exc, time.monotonic() - started) from exc
         finally:
-            _gate.inside.discard(ident)
+            if not inner:
+                _inside.discard(ident)
         return value
 
-    def execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any], ring: Callable[[], None]) -> int:
+    def execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any]) -> int:
         """
         Run one statement as a transaction of its own, as `transact` would; SQLite needs no BEGIN and COMMIT for it.
 
         Args:
             sql: The statement.
             parameters: Its parameters.
-            ring: Called as soon as the change lasts, if there was one.
 
         Returns:
             How many rows it changed.
@@ -325,39 +354,54 @@ class Database:
         """
         started = time.monotonic()
         ident = get_ident()
-        _gate.enter(ident)
+        inner = ident in _inside
         try:
+            if not inner:
+                _inside.add(ident)
+                if _gate.is_shut:
+                    _gate.wait(ident)
             connection = self.connection()
-            self._take_turn()
             try:
+                self._begin_turn(connection)
                 changed = connection.execute(sql, parameters).rowcount
                 if changed and not self._syncs:
-                    ring()
-            finally:
-                self._end_turn()
-            if changed and self._syncs:
+                    self.ring()
+                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+                self._turn.release()
+            except BaseException:
+                self._recover(connection)
+                raise
+            if changed:
                 self._sync()
-                ring()
+                if self._syncs:
+                    self.ring()
         except sqlite3.Error as exc:
             raise self.mapped(exc, time.monotonic() - started) from exc
         finally:
-            _gate.inside.discard(ident)
+            if not inner:
+                _inside.discard(ident)
         return changed
 
     def sync(self) -> None:
         """
-        Return once every commit of this process so far survives power loss, if this store promises that.
+        Return once every commit of this process so far survives power loss, if this store promises that, and ring.
 
         Raises:
             StoreError: The disk refused: the commits stand, and may be lost if the machine goes down.
         """
         ident = get_ident()
-        _gate.enter(ident)
+        inner = ident in _inside
         try:
+            if not inner:
+                _inside.add(ident)
+                if _gate.is_shut:
+                    _gate.wait(ident)
             self.connection()  # holds the WAL in place
             self._sync()
+            self.ring()
         finally:
-            _gate.inside.discard(ident)
+            if not inner:
+                _inside.discard(ident)
 
     def _sync(self) -> None:
         if self._syncs:
@@ -383,29 +427,46 @@ class Database:
                 stacklevel=4,
             )
 
-    def _take_turn(self) -> None:
+    # A turn: the writers' queue. Ctrl-C can come after any call, so taking and giving it back are inside one
+    # `try` whose handler finds out what is held; `_begin_turn` does the same for what a second Ctrl-C left.
+
+    def _begin_turn(self, connection: sqlite3.Connection | None) -> None:
         if self._sync_failed:
             msg = f"{self.path}: the disk did not confirm an earlier commit; see to it, then open the store anew"
             raise StoreError(msg, path=self.path)
+        if self._turn._is_owned():  # type: ignore[attr-defined]  # what Condition uses
+            self._recover(connection)
         self._turn.acquire()
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
-        except BaseException:
-            self._turn.release()
-            raise
+        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
 
-    def _end_turn(self) -> None:
-        fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
-        self._turn.release()
+    def _recover(self, connection: sqlite3.Connection | None) -> None:
+        """Give back whatever this thread holds of a turn, and roll back what it left open."""
+        if not self._turn._is_owned():  # type: ignore[attr-defined]
+            return
+        try:
+            if connection is not None and connection.in_transaction:
+                self._roll_back(connection)
+        finally:
+            try:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+            finally:
+                while self._turn._is_owned():  # type: ignore[attr-defined]
+                    self._turn.release()
+
+    def _roll_back(self, connection: sqlite3.Connection) -> None:
+        try:
+            connection.execute("ROLLBACK")
+        except sqlite3.Error:  # then it is of no use any more; the next call opens another
+            del self._local.connection
 
     @contextlib.contextmanager
     def queued(self) -> Iterator[None]:
         """Hold the writers' lock without a transaction."""
-        self._take_turn()
         try:
+            self._begin_turn(None)
             yield
         finally:
-            self._end_turn()
+            self._recover(None)
 
     # Errors
 
@@ -465,6 +526,10 @@ _KINDS: dict[int, tuple[type[StoreError], str]] = {
     sqlite3.SQLITE_CANTOPEN: (StoreError, "is the folder there, and writable?"),
     sqlite3.SQLITE_IOERR: (StoreError, "nothing was written; the disk or file system reported an error"),
 }
+
+
+def _nobody() -> None:
+    """Ring no bell."""
 
 
 def _text_or_bytes(raw: bytes) -> str | bytes:

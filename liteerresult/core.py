@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -23,6 +25,17 @@ if TYPE_CHECKING:
 __all__ = ["StoreCore", "StoreWatch", "WakeCounts"]
 
 _T = TypeVar("_T")
+
+
+# From owner to owner by the index, however many tasks each has.
+_OWNERS = """
+    WITH RECURSIVE owing (id) AS (
+        SELECT min(owner) FROM tasks WHERE owner IS NOT NULL AND done_number IS NULL
+        UNION ALL
+        SELECT (SELECT min(owner) FROM tasks WHERE owner > owing.id AND owner IS NOT NULL AND done_number IS NULL)
+        FROM owing WHERE owing.id IS NOT NULL
+    )
+    SELECT id FROM owing WHERE id IS NOT NULL UNION SELECT id FROM owners"""
 
 
 class WakeCounts:
@@ -68,9 +81,11 @@ class StoreCore:
         self.fallback_tick: float | None = FALLBACK_TICK
         """How often a waiter looks without having heard anything, in seconds; None: never (for measuring)."""
         self.wakes = WakeCounts()
+        self._closing = threading.Lock()
         with self._db.mapped_errors():
             self._owners = owners_of(f"{self.path}-owners")
             self._bell = Bell(f"{self.path}-bell", self._db.open_side_file("-bell"), f"{self.path}-owners")
+            self._db.ring = self._bell.ring
         # Dropped without close(): the files are let go of, the process's tasks are not.
         weakref.finalize(self, _let_go, self._db, self._bell, os.getpid())
 
@@ -85,32 +100,31 @@ class StoreCore:
 
         The last object of a process to be closed lets go of the process's tasks: what is unfinished is lost.
         """
-        if not self.closed:
+        with self._closing:
+            if self.closed:
+                return
             self._db.close()
-            self._bell.close()
-            self._owners.leave()
+        self._bell.close()
+        self._owners.leave()
 
     def _write(self, operation: Callable[[sqlite3.Connection], _T], *, durable: bool = True) -> _T:
         """Run *operation* in a write transaction, then wake the waiters."""
         value = self._db.transact(operation, durable=durable)
-        self._bell.ring()
+        if not durable:
+            self._bell.ring()
         return value
 
     def _write_one(self, sql: str, parameters: tuple[Any, ...]) -> bool:
         """Run a statement that changes one row or none, then wake the waiters; return whether it changed one."""
-        return self._db.execute(sql, parameters, self._bell.ring) > 0
+        return self._db.execute(sql, parameters) > 0
 
     def transact_quietly(self, operation: Callable[[sqlite3.Connection], _T], *, flush: bool) -> _T:
         """Run *operation* in a write transaction; what it did lasts and is heard of once `flush` ran."""
-        value = self._db.transact(operation, durable=flush)
-        if flush:
-            self._bell.ring()
-        return value
+        return self._db.transact(operation, durable=flush)
 
     def flush(self) -> None:
         """Make every commit of this process so far last, then wake the waiters."""
         self._db.sync()
-        self._bell.ring()
 
     def encode_value(self, value: object) -> tuple[str | bytes, str]:
         """Return a value's payload and how it is encoded."""
@@ -138,8 +152,8 @@ class StoreCore:
         raise NotImplementedError
 
     def owners(self) -> list[str]:
-        """Return the ids of all recorded owners, dead ones included."""
-        return [row[0] for row in self._db.read("SELECT id FROM owners")]
+        """Return the ids of all owners that are recorded or answer for a task, dead ones included."""
+        return [row[0] for row in self._db.read(_OWNERS)]
 
     def owner_is_alive(self, owner: str) -> bool:
         """Tell whether an owner's process is alive, from its lock."""
@@ -155,12 +169,13 @@ def _let_go(database: Database, bell: Bell, pid: int) -> None:
 class StoreWatch:
     """An armed watch on a store. Whoever waits also notices the dead."""
 
-    __slots__ = ("_probed", "_store", "_watch")
+    __slots__ = ("_probed", "_probed_since", "_store", "_watch")
 
     def __init__(self, store: StoreCore, watch: Watch) -> None:
         self._store = store
         self._watch = watch
         self._probed: set[str] = set()
+        self._probed_since = time.monotonic()
 
     def wait(self, timeout: float | None, owners: Collection[str] | None = None) -> None:
         """
@@ -205,7 +220,6 @@ class StoreWatch:
         if not heard:
             if not ended:
                 wakes.ticks += 1
-                self._probed.clear()  # an event may have been lost: look at everybody again
             return
         wakes.events += 1
         while self._watch.names:
@@ -216,6 +230,11 @@ class StoreWatch:
     def _settle_dead(self, owners: Collection[str] | None) -> bool:
         """Probe those that were not probed yet; return whether anything was settled."""
         store = self._store
+        now = time.monotonic()
+        if now - self._probed_since >= FALLBACK_TICK:
+            # The event of a death may have been lost, or have come just before the lock was dropped.
+            self._probed_since = now
+            self._probed.clear()
         if owners is None:
             owners = store.owners()
         settled = False

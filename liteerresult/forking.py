@@ -50,18 +50,22 @@ class ForkGate:
         self.is_shut = False
         """True while it is shut."""
         self._reset()
-        os.register_at_fork(before=self._before, after_in_parent=self.reopen, after_in_child=self._in_child)
+        os.register_at_fork(before=self._before, after_in_parent=self._in_parent, after_in_child=self._in_child)
 
     def _reset(self) -> None:
         self._open = threading.Event()
         self._open.set()
         self._shutting = threading.Lock()
+        self._shutter: int | None = None
         self._clean = True
 
-    def enter(self, ident: int) -> None:
-        """Go in; wait while it is shut. Leave by ``inside.discard(ident)``."""
-        self.inside.add(ident)
-        while self.is_shut:
+    def wait(self, ident: int) -> None:
+        """
+        Wait while it is shut, for a thread that has put itself `inside`.
+
+        Going in and out is spelt out where it is done, without a call, so that Ctrl-C finds no gap in it.
+        """
+        while self.is_shut and self._shutter != ident:
             self.inside.discard(ident)
             self._open.wait()
             self.inside.add(ident)
@@ -69,25 +73,35 @@ class ForkGate:
     def shut(self) -> None:
         """Let nobody in, and wait until this thread is alone. `reopen` has to follow."""
         self._shutting.acquire()
-        self._open.clear()
-        self.is_shut = True
-        me = threading.get_ident()
-        deadline = time.monotonic() + FORK_TIMEOUT
-        while self.inside - {me} and time.monotonic() < deadline:
-            time.sleep(0.0002)
+        try:
+            me = self._shutter = threading.get_ident()
+            self._open.clear()
+            self.is_shut = True
+            deadline = time.monotonic() + FORK_TIMEOUT
+            while self.inside - {me} and time.monotonic() < deadline:
+                time.sleep(0.0002)
+        except BaseException:
+            self.reopen()
+            raise
 
     def reopen(self) -> None:
         """Let everybody in again."""
         self.is_shut = False
+        self._shutter = None
         self._open.set()
         self._shutting.release()
 
     def _before(self) -> None:
+        self._clean = False  # until all is done: Python forks on even if this raises
         self.shut()
-        self._clean = not self.inside
-        if self._clean:
+        if not self.inside:
             for member in list(self._members):
                 member.before_fork()
+            self._clean = True
+
+    def _in_parent(self) -> None:
+        if self._shutter == threading.get_ident():  # else shut() failed
+            self.reopen()
 
     def _in_child(self) -> None:
         clean = self._clean

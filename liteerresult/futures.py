@@ -66,8 +66,8 @@ class _Completer:
                     self._watch = watch
                 number = backend.completion_number()
                 while self._take(backend, pending):
-                    number = self._look(backend, pending, number)
-                    if pending and not self._new:
+                    seen, number = number, self._look(backend, pending, number)
+                    if seen == number and pending and not self._new:
                         watch.wait(None)
         except BaseException as exc:  # noqa: BLE001 - nobody else could hear of it
             with self._mutex:

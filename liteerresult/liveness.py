@@ -111,13 +111,16 @@ class Owners:
         with contextlib.suppress(OSError):
             os.unlink(self._path(owner))
 
+    def is_stale(self) -> bool:
+        """Tell whether this process's lock file was removed under it, with the whole store perhaps."""
+        return self.own is not None and not os.path.exists(self._path(self.own))
+
     def leave(self) -> None:
         """Say that a store object is closed: the last one lets go of this process's own lock."""
         with _owners_guard:
             self.users -= 1
-            if self.users > 0:
-                return
-        self.release()
+            if self.users <= 0:
+                self.release()
 
     def release(self) -> None:
         """Let go of this process's own lock, if it has one."""
@@ -140,7 +143,7 @@ def owners_of(folder: str) -> Owners:
     """Return this process's view of the owners whose lock files are in *folder*, for one more store object."""
     with _owners_guard:
         owners = _owners.get(folder)
-        if owners is None:
+        if owners is None or owners.is_stale():
             owners = _owners[folder] = Owners(folder)
         owners.users += 1
     return owners

@@ -264,17 +264,26 @@ class Runner:
         if self._closed:
             return
         self._closed = True
-        if self._thread is not None:
-            if cancel:
-                self._inbox.put("cancel")
-            with self._mutex:
-                while self._open:
-                    self._all_ended.wait()
-            self._inbox.put(None)
-            self._thread.join()
-        self._executor.shutdown(wait=True)
+        try:
+            self._wait(cancel=cancel)
+        except BaseException:  # Ctrl-C, say: then only what has begun is waited for
+            self._wait(cancel=True)
+            raise
+        finally:
+            self._executor.shutdown(wait=True)
         if self.error is not None:
             raise self.error
+
+    def _wait(self, *, cancel: bool) -> None:
+        if self._thread is None:
+            return
+        if cancel:
+            self._inbox.put("cancel")
+        with self._mutex:
+            while self._open:
+                self._all_ended.wait()
+        self._inbox.put(None)
+        self._thread.join()
 
     def __enter__(self) -> Self:
         return self

@@ -265,7 +265,8 @@ CREATE TRIGGER tasks_fill_in_insert_retry
 AFTER INSERT ON tasks
 WHEN NEW.status = 'RETRY'
 BEGIN
-    INSERT OR REPLACE INTO attempts (task_id, attempt, status, result, encoding, traceback, owner, started_at, done_at)
+    DELETE FROM attempts WHERE task_id = NEW.id AND attempt = NEW.retries;
+    INSERT INTO attempts (task_id, attempt, status, result, encoding, traceback, owner, started_at, done_at)
     VALUES (NEW.id, NEW.retries, 'RETRY', NEW.result, NEW.encoding, NEW.traceback, NEW.owner, NEW.started_at,
             (julianday('now') - 2440587.5) * 86400.0);
     UPDATE tasks SET retries = NEW.retries + 1 WHERE number = NEW.number;
@@ -289,9 +290,10 @@ END;
 -- room for all of its body first: so the body stands apart, and a plain finish, with everything filled in
 -- and one group at most, does not pay for it. (A view with an INSTEAD OF trigger is SQL's procedure.)
 CREATE VIEW status_change (
-    number, id, status, result, encoding, traceback, owner, retries, started_at, done_at, done_number,
-    old_status, old_result, old_encoding, old_traceback, old_owner, old_retries, old_started_at, old_done_at, old_done_number
-) AS SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL;
+    number, id, status, result, encoding, traceback, owner, submitter, retries, started_at, done_at, done_number,
+    old_status, old_result, old_encoding, old_traceback, old_owner, old_submitter, old_retries, old_started_at,
+    old_done_at, old_done_number
+) AS SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL;
 
 CREATE TRIGGER tasks_change_status
 AFTER UPDATE OF status ON tasks
@@ -300,8 +302,10 @@ WHEN NEW.status IN ('PENDING', 'STARTED', 'RETRY')
      OR NEW.group_number = 0
 BEGIN
     INSERT INTO status_change VALUES (
-        NEW.number, NEW.id, NEW.status, NEW.result, NEW.encoding, NEW.traceback, NEW.owner, NEW.retries, NEW.started_at, NEW.done_at, NEW.done_number,
-        OLD.status, OLD.result, OLD.encoding, OLD.traceback, OLD.owner, OLD.retries, OLD.started_at, OLD.done_at, OLD.done_number
+        NEW.number, NEW.id, NEW.status, NEW.result, NEW.encoding, NEW.traceback, NEW.owner, NEW.submitter, NEW.retries,
+        NEW.started_at, NEW.done_at, NEW.done_number,
+        OLD.status, OLD.result, OLD.encoding, OLD.traceback, OLD.owner, OLD.submitter, OLD.retries, OLD.started_at,
+        OLD.done_at, OLD.done_number
     );
 END;
 
@@ -342,21 +346,25 @@ BEGIN
       AND (NEW.started_at IS NULL OR NEW.started_at IS NEW.old_started_at OR NEW.old_result IS NOT NULL OR NEW.old_traceback IS NOT NULL);
 
     -- A failed attempt is kept, and the next one has the next number.
-    INSERT OR REPLACE INTO attempts (task_id, attempt, status, result, encoding, traceback, owner, started_at, done_at)
+    DELETE FROM attempts
+    WHERE task_id = NEW.id AND attempt = NEW.old_retries
+      AND (NEW.status = 'RETRY' OR NEW.status = 'PENDING' AND NEW.old_status IN ('FAILURE', 'REVOKED'));
+    INSERT INTO attempts (task_id, attempt, status, result, encoding, traceback, owner, started_at, done_at)
     SELECT NEW.id, NEW.old_retries, 'RETRY', NEW.result, NEW.encoding, NEW.traceback, NEW.old_owner, NEW.old_started_at,
            coalesce(NEW.done_at, (julianday('now') - 2440587.5) * 86400.0)
     WHERE NEW.status = 'RETRY';
     UPDATE tasks SET retries = NEW.old_retries + 1, done_at = NULL WHERE number = NEW.number AND NEW.status = 'RETRY';
 
     -- So is what a resubmitted task had ended with.
-    INSERT OR REPLACE INTO attempts (task_id, attempt, status, result, encoding, traceback, owner, started_at, done_at)
+    INSERT INTO attempts (task_id, attempt, status, result, encoding, traceback, owner, started_at, done_at)
     SELECT NEW.id, NEW.old_retries, NEW.old_status, NEW.old_result, NEW.old_encoding, NEW.old_traceback, NEW.old_owner, NEW.old_started_at, NEW.old_done_at
     WHERE NEW.status = 'PENDING' AND NEW.old_status IN ('FAILURE', 'REVOKED');
     UPDATE completion_floor SET done_number = NEW.old_done_number
     WHERE NEW.status = 'PENDING' AND done_number < NEW.old_done_number;
     UPDATE tasks SET
         result = NULL, encoding = NULL, traceback = NULL, started_at = NULL, done_at = NULL, done_number = NULL,
-        owner = CASE WHEN NEW.owner IS NEW.old_owner THEN NULL ELSE NEW.owner END
+        owner = CASE WHEN NEW.owner IS NEW.old_owner THEN NULL ELSE NEW.owner END,
+        submitter = CASE WHEN NEW.submitter IS NEW.old_submitter THEN NULL ELSE NEW.submitter END
     WHERE number = NEW.number AND NEW.status = 'PENDING' AND NEW.old_status IN ('FAILURE', 'REVOKED');
 
     -- The groups of a task that is in several.

@@ -54,6 +54,7 @@ class ResultStore(Upkeep):
     ) -> None:
         super().__init__(path, durability=durability, serializer=serializer, accept=accept, clock=clock, new_id=new_id)
         self._attempts = {}
+        self._reported = set()
         try:
             self.reap()
         except BaseException:

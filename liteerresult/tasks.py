@@ -14,7 +14,7 @@ from .errors import EncodeError, TransitionError
 from .liveness import parse_owner
 from .results import AsyncResult, ResultBase
 from .serialization import encode_exception, format_traceback
-from .states import DONE, FAILURE, PENDING, RETRY, REVOKED, STARTED, check_custom
+from .states import DONE, FAILURE, LOST, PENDING, RETRY, REVOKED, STARTED, check_custom
 from .termination import send_to_owner
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ _START = """
     UPDATE tasks SET status = 'STARTED', owner = :owner, started_at = :now,
         result = NULL, encoding = NULL, traceback = NULL
     WHERE id = :id AND done_number IS NULL AND status <> 'STARTED'
-      AND (owner IS NULL OR owner = :owner OR status IN ('PENDING', 'RETRY')) AND retries = coalesce(:attempt, retries)
+      AND (owner IS NULL OR status IN ('PENDING', 'RETRY')) AND retries = coalesce(:attempt, retries)
     RETURNING retries"""
 
 _START_UNKNOWN = """
@@ -89,7 +89,7 @@ _UPDATE_STATE_UNKNOWN = """
     INSERT INTO tasks (status, result, encoding, traceback, id, created_at) VALUES (?, ?, ?, ?, ?, ?)"""
 
 _RESUBMIT = """
-    UPDATE tasks SET status = 'PENDING', retries = retries + 1
+    UPDATE tasks SET status = 'PENDING', retries = retries + 1, owner = NULL, submitter = NULL
     WHERE id = ? AND status IN ('FAILURE', 'REVOKED')"""
 
 _FORGET = "DELETE FROM tasks WHERE id = ?"
@@ -114,16 +114,16 @@ class TaskVerbs(StoreCore):
 
     _attempts: dict[str, int]
     """Attempts that this store object has begun: task id to number."""
+    _reported: set[tuple[str, int]]
+    """Attempts that ended by a report from inside `run_task`."""
     _registered: str | None = None
 
     def _attempt_of(self, task_id: str) -> int | None:
-        """Return the attempt at the task that this store object, or this context, has begun."""
-        attempt = self._attempts.get(task_id)
-        if attempt is None:
-            running = current_task.get()
-            if running is not None and running[:2] == (self.path, task_id):
-                return running[2]
-        return attempt
+        """Return the attempt at the task that this context, or else this store object, has begun."""
+        running = current_task.get()
+        if running is not None and running[1] == task_id and running[0] == self.path:
+            return running[2]
+        return self._attempts.get(task_id)
 
     def _result(self, task_id: str) -> AsyncResult:
         return AsyncResult(task_id, cast("Backend", self))  # with the verbs on groups, which lie above
@@ -380,7 +380,14 @@ class TaskVerbs(StoreCore):
 
         if not self._write_one(_FINISH, row):
             self._write(lambda connection: self._finish_row(connection, row))
-        self._attempts.pop(task_id, None)
+        if fenced:
+            self._attempts.pop(task_id, None)
+        self._note_report(task_id)
+
+    def _note_report(self, task_id: str) -> None:
+        running = current_task.get()
+        if running is not None and running[1] == task_id and running[0] == self.path:
+            self._reported.add((task_id, running[2]))
 
     def _finish_row(self, connection: sqlite3.Connection, row: tuple[Any, ...]) -> None:
         """Finish a task that may have no row; refuse it if it has one that can't be finished."""
@@ -441,6 +448,7 @@ class TaskVerbs(StoreCore):
         payload = _Payload(None, None, None) if exc is None else _failure(exc, traceback)
         self._update(check_id(task_id), RETRY, payload)
         self._attempts.pop(task_id, None)
+        self._note_report(task_id)
 
     def _update(self, task_id: str, status: str, payload: _Payload) -> None:
         attempt = self._attempt_of(task_id)
@@ -482,7 +490,6 @@ class TaskVerbs(StoreCore):
             raise TransitionError(task_id, known[0], PENDING, reason)
 
         self._write(operation)
-        self._attempts.pop(task_id, None)
         return self._result(task_id)
 
     def revoke(self, task_id: str, *, terminate: bool = False, signal: int | str = "SIGTERM") -> bool:
@@ -508,11 +515,19 @@ class TaskVerbs(StoreCore):
             raise ValueError(msg)  # noqa: TRY004 - the type was right
         number = signals.Signals(number)
         task_id = check_id(task_id)
-        owner = self.get_task_meta(task_id).owner
+        row = (REVOKED, None, None, None, self.clock.time(), task_id, None)
+
+        def operation(connection: sqlite3.Connection) -> str | None:
+            before = connection.execute("SELECT status, owner FROM tasks WHERE id = ?", (task_id,)).fetchone()
+            self._finish_row(connection, row)
+            # Until it is begun its owner is who submitted it, and does much else besides.
+            return None if before is None or before[0] in (PENDING, RETRY, LOST) else before[1]
+
         try:
-            self.mark_as_revoked(task_id)
+            owner = self._write(operation)
         except TransitionError:
             return False
+        self._note_report(task_id)
         if terminate and owner is not None and owner != self._owners.own:
             send_to_owner(owner, number, self._owners.is_alive)
         return True
@@ -521,7 +536,6 @@ class TaskVerbs(StoreCore):
         """Delete a task's row; nothing happens if there is none. Its groups keep the id and wait for it anew."""
         task_id = check_id(task_id)
         self._write_one(_FORGET, (task_id,))
-        self._attempts.pop(task_id, None)
 
 
 def _failure(exc: BaseException | str, traceback: str | None) -> _Payload:
@@ -559,9 +573,15 @@ class RunningTask:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        current_task.reset(self._token)
-        if self._store._attempts.get(self.task_id) != self.retries:
-            return  # the block reported the end itself
+        store, attempt = self._store, (self.task_id, self.retries)
+        try:
+            if attempt not in store._reported:  # else the block reported the end itself
+                self._report(exc)
+        finally:
+            store._reported.discard(attempt)
+            current_task.reset(self._token)
+
+    def _report(self, exc: BaseException | None) -> None:
         if exc is None:
             self._store.mark_as_done(self.task_id, self.result)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
@@ -37,7 +38,7 @@ _FINISH = """
 # An attempt that failed and is not the last goes back to the process that manages the batch.
 _GIVE_BACK = """
     UPDATE tasks SET status = 'RETRY', result = ?, encoding = ?, traceback = ?, done_at = ?, owner = submitter
-    WHERE id = ? AND retries = ? AND done_number IS NULL"""
+    WHERE id = ? AND retries = ? AND done_number IS NULL AND submitter IN (SELECT id FROM owners)"""
 
 
 class Call(NamedTuple):
@@ -151,6 +152,16 @@ def _outcome(function: Callable[..., Any], call: Call) -> tuple[bool, Any]:
         return False, exc
 
 
+_Statement = tuple[str, tuple[Any, ...]]
+
+
+def _first_that_fits(connection: sqlite3.Connection, statements: tuple[_Statement, ...]) -> None:
+    """Run statements up to the first that changes something."""
+    for sql, row in statements:
+        if connection.execute(sql, row).rowcount:
+            return
+
+
 class _Flusher:
     """A thread that flushes what a call that takes long would keep waiting."""
 
@@ -172,10 +183,8 @@ class _Flusher:
             store = self._store()
             if store is None or store.closed:
                 return
-            try:
+            with contextlib.suppress(StoreError):  # the recorder meets it too, and can tell somebody
                 store.flush()
-            except StoreError:  # the recorder meets it too, and can tell somebody
-                return
             del store
 
 
@@ -207,24 +216,23 @@ class _Recorder:
     def __init__(self, store: ResultStore) -> None:
         self._store = store
         self._flusher = _flusher_of(store)
-        self._ended: tuple[str, tuple[Any, ...]] | None = None
+        self._ended: tuple[_Statement, ...] = ()
         self._flushed = 0.0
 
     def begin(self, call: Call) -> bool:
         """Record what ended and that *call* begins; False if the call is not to be made (any more)."""
         store = self._store
         row = (store.own_owner(), store.clock.time(), call.task_id, call.attempt)
-        ended, self._ended = self._ended, None
+        ended, self._ended = self._ended, ()
 
         def operation(connection: sqlite3.Connection) -> bool:
-            if ended is not None:
-                connection.execute(*ended)
+            _first_that_fits(connection, ended)
             store.register_owner(connection)
             return connection.execute(_BEGIN, row).rowcount == 1
 
-        due = ended is not None and self._is_due()
+        due = bool(ended) and self._is_due()
         begun = store.transact_quietly(operation, flush=due)
-        if ended is not None and not due:
+        if ended and not due:
             self._flusher.later()
         return begun
 
@@ -235,13 +243,15 @@ class _Recorder:
         try:
             value = function(*call.args, **call.kwargs)
             payload = store.encode_value(value)
-            self._ended = _FINISH, (DONE, *payload, None, store.clock.time(), call.task_id, call.attempt)
+            self._ended = ((_FINISH, (DONE, *payload, None, store.clock.time(), call.task_id, call.attempt)),)
         except BaseException as exc:  # noqa: BLE001 - whatever it is, it is the call's outcome
             text, traceback = encode_exception(exc), format_traceback(exc)
+            row = (text, "json", traceback, store.clock.time(), call.task_id, call.attempt)
+            failed = (_FINISH, (FAILURE, *row))
             if not call.last and isinstance(exc, Exception) and not isinstance(exc, EncodeError):
-                self._ended = _GIVE_BACK, (text, "json", traceback, store.clock.time(), call.task_id, call.attempt)
+                self._ended = ((_GIVE_BACK, row), failed)  # if nobody is there to take it back
                 return True
-            self._ended = _FINISH, (FAILURE, text, "json", traceback, store.clock.time(), call.task_id, call.attempt)
+            self._ended = (failed,)
         finally:
             current_task.reset(token)
         return False
@@ -249,8 +259,8 @@ class _Recorder:
     def end(self) -> None:
         """Record what ended last, and see that all of it lasts and is heard of."""
         ended = self._ended
-        if ended is not None:
-            self._store.transact_quietly(lambda connection: connection.execute(*ended), flush=True)
+        if ended:
+            self._store.transact_quietly(lambda connection: _first_that_fits(connection, ended), flush=True)
         else:
             self._store.flush()
 

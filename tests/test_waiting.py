@@ -148,7 +148,7 @@ def test_without_the_bell_the_waiter_is_not_woken(store: ResultStore, monkeypatc
         began = time.monotonic()
         waiter = waiting(pool, AsyncResult("a", store).get, timeout=0.3)
         with monkeypatch.context() as silence:
-            silence.setattr(store._bell, "ring", lambda: None)
+            silence.setattr(store._db, "ring", lambda: None)
             store.mark_as_done("a", 1)
         assert waiter.result() == 1  # its last look found it
         assert time.monotonic() - began >= 0.3

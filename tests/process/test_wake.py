@@ -232,7 +232,7 @@ def test_without_the_bell_nobody_wakes(tmp_path: Path, rings: bool) -> None:
     with ResultStore(path) as store, Puppet(path) as writer:
         store.fallback_tick = None
         if not rings:
-            writer.ask("setattr(store._bell, 'ring', lambda: None)")
+            writer.ask("setattr(store._db, 'ring', lambda: None)")
         waits = []
         waiter = threading.Thread(target=lambda: waits.append(AsyncResult("task", store).get(timeout=1)))
         waiter.start()
