@@ -418,8 +418,8 @@ class Database:
 
     def _check_wal(self) -> None:
         size = os.fstat(self._wal_fd).st_size
-        if size > 2 * self._warned_at:
-            self._warned_at = size
+        if size > self._warned_at:
+            self._warned_at = 2 * size
             warnings.warn(
                 f"{self.path}-wal has grown to {size >> 20} MB: some reader keeps a transaction open "
                 f"(an unfinished query in another program?); the file shrinks once it ends",

@@ -50,7 +50,7 @@ BLAMELESS_LIMIT = 3
 class _Batch:
     """Calls of one function that wait to be handed over."""
 
-    __slots__ = ("function", "seconds", "size", "waiting")
+    __slots__ = ("function", "size", "waiting")
 
     def __init__(self, function: Callable[..., Any], waiting: Iterable[_Job]) -> None:
         self.function = function
