@@ -30,6 +30,7 @@ from .harness import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from multiprocessing.connection import Connection
 
 gaps = random.Random(1)  # the same gaps in every run
@@ -38,6 +39,11 @@ gaps = random.Random(1)  # the same gaps in every run
 def gap() -> float:
     """Return how long the waiter has waited when the writer begins, in seconds."""
     return gaps.uniform(0.001, 0.005)
+
+
+def short_gap() -> float:
+    """Return the same for a writer that is at work all the time: nothing has gone cold yet."""
+    return gaps.uniform(0, 0.001)
 
 
 def finisher(connection: Connection, path: str, durability: Any) -> None:
@@ -75,7 +81,7 @@ def wake(settings: Settings) -> Report:
             store = stores[durability] = stack.enter_context(ResultStore(path, durability=durability))
             child = stack.enter_context(Child(finisher, path, durability))
             child.receive()
-            works[f"liteerresult, {durability}"] = _get(store, child, block)
+            works[f"liteerresult, {durability}"] = _get(store, child, block, gap)
         frames = frames_of_a_finish(stores["power-loss"], list(range(total, total + 20)), 1)
         pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=CONTEXT))
         pool.submit(no_op, 0).result()
@@ -88,14 +94,18 @@ def wake(settings: Settings) -> Report:
         log = stack.enter_context(WalSync(str(folder / "log"), frames))
         works["bare WAL sync (floor)"] = lambda _: [_sync(log) for _ in range(block)]
         arms = in_turn(works, rounds)
+        arms += in_turn(
+            {"liteerresult, process-crash, alone": _alone(str(folder / "alone.db"), total, stores, stack)}, 1
+        )
         ticks = sum(store.wakes.ticks for store in stores.values())
         reader.close()
-    crash, power, future, _, sync = arms
+    crash, power, future, _, sync, alone = arms
     claims = [
         Claim(
             "process-crash: p50 at or below a ProcessPoolExecutor future's",
             crash.p50, future.p50, "us",
         ),
+        Claim("two processes alone, gaps up to 1 ms, process-crash: p50", alone.p50, 100, "us"),
         Claim("power-loss: p50 at most one bare WAL sync + 60 us", power.p50, sync.p50 + 60, "us"),
         Claim("waits ended by the fallback tick instead of the bell", ticks, 0, "waits"),
     ]  # fmt: skip
@@ -107,12 +117,21 @@ def wake(settings: Settings) -> Report:
     return Report("mark_as_done in one process to get() returning in another", arms, claims, notes)
 
 
-def _get(store: ResultStore, child: Child, block: int) -> Any:
+def _alone(path: str, total: int, stores: dict[str, ResultStore], stack: contextlib.ExitStack) -> Any:
+    """Nothing else in turn with it, tasks in no group: two processes that do nothing but this."""
+    seed(path, range(total))
+    store = stores["alone"] = stack.enter_context(ResultStore(path, durability="process-crash"))
+    child = stack.enter_context(Child(finisher, path, "process-crash"))
+    child.receive()
+    return _get(store, child, total, short_gap)
+
+
+def _get(store: ResultStore, child: Child, block: int, wait: Callable[[], float]) -> Any:
     def work(number: int) -> list[float]:
         samples = []
         for index in range(number * block, (number + 1) * block):
             task = task_id(index)
-            child.send((task, gap()))
+            child.send((task, wait()))
             began = AsyncResult(task, store).get(timeout=60)
             samples.append((time.monotonic_ns() - began) / 1000)
             check(0 < samples[-1] < 60_000_000, f"woken {samples[-1]} us after the finish began")
