@@ -435,3 +435,40 @@ def test_child_is_woken_by_others(path: Path, store: ResultStore) -> None:
         writer.ask("store.mark_as_done('task', 1)")
         assert parent.wait(DEADLINE) == 0, parent.report()
         assert time.monotonic() - before < 4
+
+
+def test_fork_while_another_thread_opens_a_store(tmp_path: Path) -> None:
+    """A connection that is being opened is as harmful to inherit as an open one: the child's commits vanished."""
+    said = run_python(
+        """
+        import os, sys, threading, time, warnings
+        from liteerresult import ResultStore
+
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads is the point
+        path = sys.argv[1]
+        store = ResultStore(path, durability="process-crash")
+
+        def open_and_close():
+            while True:
+                ResultStore(path, durability="process-crash").close()
+
+        threading.Thread(target=open_and_close, daemon=True).start()
+        ends = time.monotonic() + 2
+        forks = bad = 0
+        while time.monotonic() < ends:
+            forks += 1
+            pid = os.fork()
+            if not pid:
+                try:
+                    store.create_task(task_id=f"t{forks}")
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            _, status = os.waitpid(pid, 0)
+            bad += status != 0 or not store.exists(f"t{forks}")
+        print(forks > 0, bad, flush=True)
+        os._exit(0)
+        """,
+        tmp_path / "results.db",
+    )
+    assert said == "True 0\n"
