@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import asyncio  # at run time only those who have imported it come here
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 __all__ = ["FALLBACK_TICK", "Bell", "Watch", "notification_in_use"]
 
@@ -389,7 +389,7 @@ class Bell:
 
             self._channels = ((path, flags.MODIFY), (folder, flags.CLOSE_WRITE))
 
-    def ring(self) -> None:
+    def ring(self, task_ids: Collection[str] | None = None) -> None:  # noqa: ARG002
         """Wake everybody who watches. What can't be rung is found by the fallback tick."""
         with contextlib.suppress(OSError):
             os.pwrite(self._fd, b"\n", 0)

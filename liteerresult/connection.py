@@ -17,16 +17,18 @@ import threading
 import time
 import warnings
 import weakref
+from collections import deque
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from .errors import EncodeError, NotAResultStore, StoreBusy, StoreCorrupt, StoreError
 from .filesystem import check_path
 from .forking import ForkGate
+from .groupcommit import Batch, Statement, call_next, leave, those_waiting
 from .schema import check_format, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
 __all__ = ["Database", "Durability", "Refused"]
 
@@ -98,8 +100,8 @@ class Database:
         self.durability = durability
         self._syncs = durability == "power-loss" and _SYNC_AFTER_RELEASE
         self.closed = False
-        self.ring: Callable[[], None] = _nobody
-        """Called when a change lasts."""
+        self.ring: Callable[[Collection[str] | None], None] = _nobody
+        """Called when a change lasts, with the ids of the tasks that it is about; None: any."""
         self._warned_at = WAL_LIMIT
         self._reset()
         _databases.add(self)
@@ -126,9 +128,14 @@ class Database:
         self._raw: set[sqlite3.Connection] = set()
         self._guard = threading.Lock()
         self._turn = threading.RLock()  # it knows whose it is; nobody takes it twice
+        self._line: deque[Statement] = deque()
+        self._batch: Batch | None = None
+        """What the thread that has the turn commits just now for others too."""
+        self._sync_turn = threading.Lock()
+        self._synced = 0
         self._lock_fd = -1
         self._wal_fd = -1
-        self._commits = 0
+        self._commits = self._checked = 0
         self._unclean_fork = False
         self._sync_failed = False
 
@@ -296,13 +303,20 @@ class Database:
 
     # Writing
 
-    def transact(self, operation: Callable[[sqlite3.Connection], _T], *, durable: bool = True) -> _T:
+    def transact(
+        self,
+        operation: Callable[[sqlite3.Connection], _T],
+        *,
+        task_ids: Collection[str] | None = None,
+        durable: bool = True,
+    ) -> _T:
         """
         Run *operation* in one write transaction, behind the other writers.
 
         Args:
             operation: Gets the connection. What it raises rolls the transaction back.
-            durable: False leaves the power-loss sync to a later `sync` or durable commit.
+            task_ids: The tasks whose waiters are woken; None for all waiters.
+            durable: False leaves the power-loss sync, and the bell, to a later `sync`.
 
         Raises:
             Refused: A trigger refused a change.
@@ -322,14 +336,13 @@ class Database:
                 connection.execute("BEGIN IMMEDIATE")
                 value = operation(connection)
                 connection.execute("COMMIT")
-                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
-                self._turn.release()
+                self._end_turn()
             except BaseException:
                 self._recover(connection)
                 raise
             if durable:
                 self._sync()
-                self.ring()
+                self.ring(task_ids)
         except sqlite3.Error as exc:
             raise self.mapped(exc, time.monotonic() - started) from exc
         finally:
@@ -337,13 +350,14 @@ class Database:
                 _inside.discard(ident)
         return value
 
-    def execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any]) -> int:
+    def execute(self, sql: str, parameters: Sequence[Any], task_id: str) -> int:
         """
-        Run one statement as a transaction of its own, as `transact` would; SQLite needs no BEGIN and COMMIT for it.
+        Run one statement as `transact` would, alone (SQLite needs no BEGIN and COMMIT then) or with other threads'.
 
         Args:
             sql: The statement.
             parameters: Its parameters.
+            task_id: The task that it changes.
 
         Returns:
             How many rows it changed.
@@ -362,19 +376,22 @@ class Database:
                     _gate.wait(ident)
             connection = self.connection()
             try:
-                self._begin_turn(connection)
+                self._check_turn(connection)
+                if not self._turn.acquire(blocking=False):
+                    return self._stand_in_line(connection, Statement(sql, parameters, task_id))
+                fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+                if self._line:
+                    return self._lead(connection, Statement(sql, parameters, task_id))
                 changed = connection.execute(sql, parameters).rowcount
                 if changed and not self._syncs:
-                    self.ring()
-                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
-                self._turn.release()
+                    self.ring((task_id,))
+                self._end_turn()
             except BaseException:
                 self._recover(connection)
                 raise
-            if changed:
+            if changed and self._syncs:
                 self._sync()
-                if self._syncs:
-                    self.ring()
+                self.ring((task_id,))
         except sqlite3.Error as exc:
             raise self.mapped(exc, time.monotonic() - started) from exc
         finally:
@@ -382,9 +399,12 @@ class Database:
                 _inside.discard(ident)
         return changed
 
-    def sync(self) -> None:
+    def sync(self, task_ids: Collection[str] | None = None) -> None:
         """
         Return once every commit of this process so far survives power loss, if this store promises that, and ring.
+
+        Args:
+            task_ids: The tasks whose waiters are woken; None for all waiters.
 
         Raises:
             StoreError: The disk refused: the commits stand, and may be lost if the machine goes down.
@@ -398,13 +418,22 @@ class Database:
                     _gate.wait(ident)
             self.connection()  # holds the WAL in place
             self._sync()
-            self.ring()
+            self.ring(task_ids)
         finally:
             if not inner:
                 _inside.discard(ident)
 
     def _sync(self) -> None:
-        if self._syncs:
+        """See that all which this process has committed lasts: sync, unless another thread's sync began after it."""
+        if not self._syncs:
+            return
+        wanted = self._commits
+        with self._sync_turn:
+            if self._sync_failed:
+                raise self._unconfirmed()
+            if self._synced >= wanted:
+                return
+            reached = self._commits
             try:
                 os.fdatasync(self._wal_fd)
             except OSError as exc:
@@ -412,9 +441,11 @@ class Database:
                 self._sync_failed = True
                 msg = f"{self.path}: committed, but the disk did not confirm it ({exc})"
                 raise StoreError(msg, path=self.path) from exc
-        self._commits += 1
-        if self._commits % _WAL_CHECK_EVERY == 0:
-            self._check_wal()
+            self._synced = reached
+
+    def _unconfirmed(self) -> StoreError:
+        msg = f"{self.path}: the disk did not confirm an earlier commit; see to it, then open the store anew"
+        return StoreError(msg, path=self.path)
 
     def _check_wal(self) -> None:
         size = os.fstat(self._wal_fd).st_size
@@ -428,30 +459,50 @@ class Database:
             )
 
     # A turn: the writers' queue. Ctrl-C can come after any call, so taking and giving it back are inside one
-    # `try` whose handler finds out what is held; `_begin_turn` does the same for what a second Ctrl-C left.
+    # `try` whose handler finds out what is held; `_check_turn` does the same for what a second Ctrl-C left.
 
-    def _begin_turn(self, connection: sqlite3.Connection | None) -> None:
+    def _check_turn(self, connection: sqlite3.Connection | None) -> None:
         if self._sync_failed:
-            msg = f"{self.path}: the disk did not confirm an earlier commit; see to it, then open the store anew"
-            raise StoreError(msg, path=self.path)
+            raise self._unconfirmed()
         if self._turn._is_owned():  # type: ignore[attr-defined]  # what Condition uses
             self._recover(connection)
+
+    def _begin_turn(self, connection: sqlite3.Connection | None) -> None:
+        self._check_turn(connection)
         self._turn.acquire()
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+
+    def _end_turn(self) -> None:
+        self._commits += 1
+        fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+        self._turn.release()
+        if self._line:
+            call_next(self._line)
+        if self._commits - self._checked >= _WAL_CHECK_EVERY:
+            self._checked = self._commits
+            self._check_wal()
 
     def _recover(self, connection: sqlite3.Connection | None) -> None:
         """Give back whatever this thread holds of a turn, and roll back what it left open."""
         if not self._turn._is_owned():  # type: ignore[attr-defined]
             return
         try:
-            if connection is not None and connection.in_transaction:
+            in_transaction = connection is not None and connection.in_transaction
+            if self._batch is not None:
+                self._batch.interrupted(in_transaction=in_transaction)
+            if connection is not None and in_transaction:
                 self._roll_back(connection)
         finally:
+            self._commits += 1  # there may have been one: the next sync is not to be spared
+            batch, self._batch = self._batch, None
             try:
                 fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
             finally:
                 while self._turn._is_owned():  # type: ignore[attr-defined]
                     self._turn.release()
+                if batch is not None and batch.error is not None:
+                    batch.end()
+                call_next(self._line)
 
     def _roll_back(self, connection: sqlite3.Connection) -> None:
         try:
@@ -467,6 +518,64 @@ class Database:
             yield
         finally:
             self._recover(None)
+
+    # Standing in line: see `groupcommit`
+
+    def _stand_in_line(self, connection: sqlite3.Connection, statement: Statement) -> int:
+        if not self._line_up(statement):
+            return self._outcome(statement)
+        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+        return self._lead(connection, statement)
+
+    def _lead(self, connection: sqlite3.Connection, statement: Statement) -> int:
+        """Commit *statement* and all that stand in line, by the thread that has the turn."""
+        batch = self._batch = Batch(those_waiting(self._line, statement))
+        batch.commit(connection)
+        leave(self._line)
+        self._batch = None
+        try:
+            self._end_turn()
+            task_ids = [statement.task_id for statement in batch.statements if statement.changed]
+            if task_ids:
+                self._sync()
+                self.ring(task_ids)
+        except Exception as exc:
+            batch.end(exc)
+            raise
+        except BaseException:  # Ctrl-C: the others see to the sync
+            batch.wake()
+            raise
+        batch.end()
+        return self._outcome(statement)
+
+    def _line_up(self, statement: Statement) -> bool:
+        """Wait until another thread has committed *statement*; or return True, with the turn, to do it here."""
+        self._line.append(statement)
+        try:
+            while True:
+                batch = statement.batch
+                if batch is not None and (batch.ended or batch.error is not None):
+                    return False
+                if statement.waits and self._turn.acquire(blocking=False):
+                    if statement.waits:
+                        return True
+                    self._turn.release()
+                    call_next(self._line)
+                statement.park()
+                if batch is not None and batch.committed and not batch.ended and batch is statement.batch:
+                    # The sync takes long, or the leader was interrupted before it.
+                    self._sync()
+                    self.ring((statement.task_id,))
+                    return False
+        except BaseException:
+            statement.gone = True
+            raise
+
+    def _outcome(self, statement: Statement) -> int:
+        error = statement.error or (statement.batch.error if statement.batch is not None else None)
+        if error is not None:
+            raise error
+        return statement.changed
 
     # Errors
 
@@ -528,7 +637,7 @@ _KINDS: dict[int, tuple[type[StoreError], str]] = {
 }
 
 
-def _nobody() -> None:
+def _nobody(_: Collection[str] | None) -> None:
     """Ring no bell."""
 
 

@@ -107,16 +107,22 @@ class StoreCore:
         self._bell.close()
         self._owners.leave()
 
-    def _write(self, operation: Callable[[sqlite3.Connection], _T], *, durable: bool = True) -> _T:
-        """Run *operation* in a write transaction, then wake the waiters."""
-        value = self._db.transact(operation, durable=durable)
+    def _write(
+        self,
+        operation: Callable[[sqlite3.Connection], _T],
+        task_ids: Collection[str] | None = None,
+        *,
+        durable: bool = True,
+    ) -> _T:
+        """Run *operation* in a write transaction, then wake the waiters of *task_ids*; of all if None."""
+        value = self._db.transact(operation, task_ids=task_ids, durable=durable)
         if not durable:
-            self._bell.ring()
+            self._bell.ring(task_ids)
         return value
 
-    def _write_one(self, sql: str, parameters: tuple[Any, ...]) -> bool:
-        """Run a statement that changes one row or none, then wake the waiters; return whether it changed one."""
-        return self._db.execute(sql, parameters) > 0
+    def _write_one(self, sql: str, parameters: tuple[Any, ...], task_id: str) -> bool:
+        """Run a statement that changes one task or none, then wake its waiters; return whether it changed one."""
+        return self._db.execute(sql, parameters, task_id) > 0
 
     def transact_quietly(self, operation: Callable[[sqlite3.Connection], _T], *, flush: bool) -> _T:
         """Run *operation* in a write transaction; what it did lasts and is heard of once `flush` ran."""

@@ -220,7 +220,7 @@ class TaskVerbs(StoreCore):
                 raise TransitionError(task_id, known[0], PENDING, "the id is taken; use another, or resubmit the task")
             connection.execute(_CREATE, row)
 
-        self._write(operation)
+        self._write(operation, (task_id,))
         return self._result(task_id)
 
     def parent_id_of(self, parent: ResultBase | str | None) -> str | None:
@@ -276,7 +276,7 @@ class TaskVerbs(StoreCore):
                 return 0
             raise self._refusal(connection, task_id, STARTED, attempt)
 
-        number = self._write(operation, durable=durable)
+        number = self._write(operation, (task_id,), durable=durable)
         self._registered = owner
         self._attempts[task_id] = number
         return number
@@ -376,8 +376,8 @@ class TaskVerbs(StoreCore):
         attempt = self._attempt_of(task_id) if fenced else None
         row = (status, *payload, self.clock.time(), task_id, attempt)
 
-        if not self._write_one(_FINISH, row):
-            self._write(lambda connection: self._finish_row(connection, row))
+        if not self._write_one(_FINISH, row, task_id):
+            self._write(lambda connection: self._finish_row(connection, row), (task_id,))
         if fenced:
             self._attempts.pop(task_id, None)
         self._note_report(task_id)
@@ -464,8 +464,8 @@ class TaskVerbs(StoreCore):
                 raise self._refusal(connection, task_id, status, attempt)
             connection.execute(_UPDATE_STATE_UNKNOWN, (status, *payload, task_id, self.clock.time()))
 
-        if not self._write_one(sql, row):
-            self._write(operation)
+        if not self._write_one(sql, row, task_id):
+            self._write(operation, (task_id,))
 
     # Back, and away
 
@@ -487,7 +487,7 @@ class TaskVerbs(StoreCore):
             reason = "DONE never changes" if known[0] == DONE else "only FAILURE and REVOKED are resubmitted"
             raise TransitionError(task_id, known[0], PENDING, reason)
 
-        self._write(operation)
+        self._write(operation, (task_id,))
         return self._result(task_id)
 
     def revoke(self, task_id: str, *, terminate: bool = False, signal: int | str = "SIGTERM") -> bool:
@@ -522,7 +522,7 @@ class TaskVerbs(StoreCore):
             return None if before is None or before[0] in (PENDING, RETRY, LOST) else before[1]
 
         try:
-            owner = self._write(operation)
+            owner = self._write(operation, (task_id,))
         except TransitionError:
             return False
         self._note_report(task_id)
@@ -533,7 +533,7 @@ class TaskVerbs(StoreCore):
     def forget(self, task_id: str) -> None:
         """Delete a task's row; nothing happens if there is none. Its groups keep the id and wait for it anew."""
         task_id = check_id(task_id)
-        self._write_one(_FORGET, (task_id,))
+        self._write_one(_FORGET, (task_id,), task_id)
 
 
 def _failure(exc: BaseException | str, traceback: str | None) -> _Payload:

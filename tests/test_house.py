@@ -28,7 +28,7 @@ LAYERS = (
     ("errors", "states", "clock"),
     (
         *("serialization", "exceptions", "bell", "liveness", "termination"),
-        *("filesystem", "schema", "forking", "connection"),
+        *("filesystem", "schema", "forking", "groupcommit", "connection"),
         *("backend", "waiting", "futures", "results", "groups"),
     ),
     ("core", "tasks", "grouprows", "upkeep", "store"),
