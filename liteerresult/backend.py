@@ -281,8 +281,8 @@ class Backend(Protocol):
         """Return the ids of tasks completed after *number*, in that order, and the number reached."""
         ...
 
-    def watch(self) -> Waiting:
-        """Return an armed watch: what changes from now on ends its `wait`."""
+    def watch(self, task_id: str | None = None) -> Waiting:
+        """Return an armed watch: what changes from now on ends its `wait`; of one task only if *task_id* is given."""
         ...
 
     def forget(self, task_id: str) -> None:

@@ -1,7 +1,11 @@
 """
 Waking: writers ring a bell file after their commit, waiters watch it.
 
-Ringing is writing one byte to ``<database>-bell``; on Linux the kernel tells every watcher (inotify).
+Ringing is writing one byte to a file; on Linux the kernel tells every watcher of it (inotify). Who
+waits for one task is not to be woken for all others, so there are `SHARDS` files in
+``<database>-bells/``, and a task's id says which is its. Who waits for any task watches that folder.
+``<database>-bell`` is heard by all: it is for changes of many tasks, and for writers that keep it simple.
+
 A process has one inotify instance, because a user may have only 128, shared by its threads: the
 thread that waits first reads for all of them and hands over when it leaves. asyncio loops read the
 same instance by ``add_reader``. Where there is no inotify, waiters poll with back-off.
@@ -10,7 +14,9 @@ same instance by ``add_reader``. Where there is no inotify, waiters poll with ba
 from __future__ import annotations
 
 import atexit
+import binascii
 import contextlib
+import errno
 import os
 import select
 import struct
@@ -23,9 +29,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import asyncio  # at run time only those who have imported it come here
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
-__all__ = ["FALLBACK_TICK", "Bell", "Watch", "notification_in_use"]
+__all__ = ["FALLBACK_TICK", "SHARDS", "Bell", "Watch", "notification_in_use"]
 
 FALLBACK_TICK = 0.25
 """
@@ -33,8 +39,21 @@ A waiter looks this often, in seconds, whether or not the bell rang: for writers
 SQL) or died between commit and bell.
 """
 
+SHARDS = 128
+"""
+Files among which the tasks are spread: a waiter is woken for its own task and for one in 128 others. A writer
+opens each at first need and keeps it open.
+"""
+
+SHARDS_AT_MOST = 8
+"""A change that more of them would have to hear of rings the bell that all hear."""
+
 # struct inotify_event, and the flags of it that concern the instance itself: see inotify(7).
 _EVENT = struct.Struct("iIII")
+_CLOSE_WRITE = 0x8
+
+_PASSING = 1 << 62
+"""Beside an event mask: remove the watch once nobody listens."""
 _Q_OVERFLOW, _IGNORED = 0x4000, 0x8000
 _READ_SIZE = 4096
 
@@ -55,7 +74,7 @@ class Watch:
 
     __slots__ = ("_delay", "_fired", "_future", "_gate", "_hub", "_loop", "_pid", "_wds", "names")
 
-    def __init__(self, hub: _Hub, paths: Iterable[tuple[str, int]]) -> None:
+    def __init__(self, hub: _Hub, paths: Collection[tuple[str, int]]) -> None:
         self.names: set[str] = set()
         self._hub = hub
         self._pid = os.getpid()
@@ -112,6 +131,8 @@ class _Hub:
         self._mutex = threading.Lock()
         self._listeners: dict[int, set[Watch]] = {}
         self._paths: dict[str, int] = {}
+        self._passing: set[str] = set()
+        """Paths whose watch goes when nobody listens: their events are mostly for others."""
         self._leader: Watch | None = None
         self._followers: list[Watch] = []
         self._gone: deque[tuple[Watch | None, tuple[int, ...], tuple[str, ...]]] = deque()
@@ -141,20 +162,24 @@ class _Hub:
 
     # Who listens to what
 
-    def arm(self, watch: Watch, paths: Iterable[tuple[str, int]]) -> tuple[int, ...]:
+    def arm(self, watch: Watch, paths: Collection[tuple[str, int]]) -> tuple[int, ...]:
         if self.fd is None:
             return ()
         with self._mutex:
             self._drop_gone()
+            if self._passing:
+                self._drop_passing({path for path, _ in paths})
             self._read()  # what was heard before is not for the newcomer
             wds = []
             for path, mask in paths:
                 wd = self._paths.get(path)
                 if wd is None:
                     try:
-                        wd = self._paths[path] = self._inotify.add_watch(path, mask)
+                        wd = self._paths[path] = self._inotify.add_watch(path, mask & ~_PASSING)
                     except OSError:  # the limit of watches, or the file is gone: the tick remains
                         continue
+                    if mask & _PASSING:
+                        self._passing.add(path)
                 self._listeners.setdefault(wd, set()).add(watch)
                 wds.append(wd)
         return tuple(wds)
@@ -185,12 +210,22 @@ class _Hub:
                 if watch is not None:
                     self._listeners.get(wd, set()).discard(watch)
             for path in paths:
-                known = self._paths.get(path)
-                if known is not None and not self._listeners.get(known):
-                    del self._paths[path]
-                    self._listeners.pop(known, None)
-                    with contextlib.suppress(OSError):
-                        self._inotify.rm_watch(known)
+                self._unwatch(path)
+
+    def _drop_passing(self, wanted: set[str]) -> None:
+        for path in self._passing - wanted:
+            self._unwatch(path)
+
+    def _unwatch(self, path: str) -> None:
+        known = self._paths.get(path)
+        if known is None:
+            self._passing.discard(path)
+        elif not self._listeners.get(known):
+            del self._paths[path]
+            self._passing.discard(path)
+            self._listeners.pop(known, None)
+            with contextlib.suppress(OSError):
+                self._inotify.rm_watch(known)
 
     # Hearing
 
@@ -216,7 +251,7 @@ class _Hub:
         if mask & _IGNORED:  # the file was removed; the next waiter arms anew
             self._paths = {path: known for path, known in self._paths.items() if known != wd}
         listeners = self._listeners.get(wd, ())
-        if name:
+        if name and mask & _CLOSE_WRITE:
             for watch in listeners:
                 watch.names.add(name)
         self._mark(listeners)
@@ -374,34 +409,92 @@ class Bell:
     The bell of one store.
 
     Args:
-        path: The bell file, which exists.
-        fd: The same, open for writing; owned by the bell from now on.
+        path: The database.
+        open_file: Opens (creates) a file beside the database for writing, given what its name ends with.
         folder: A folder in which the closing of files is heard too, by their names.
     """
 
-    def __init__(self, path: str, fd: int, folder: str) -> None:
-        self._fd = fd
-        self._paths = (path, folder)
+    def __init__(self, path: str, open_file: Callable[[str], int], folder: str) -> None:
+        self._path = path
+        self._open_file = open_file
+        self._closed = False
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path + _SHARDS)
+        self._fds = {_EVERYBODY: open_file(_EVERYBODY)}
+        everybody = path + _EVERYBODY
+        self._paths = (everybody, path + _SHARDS, folder)
         self._channels: tuple[tuple[str, int], ...] = ()
         if sys.platform == "linux":
             # Imported here rather than when first needed: a fork in the midst of an import blocks the child.
             from inotify_simple import flags
 
-            self._channels = ((path, flags.MODIFY), (folder, flags.CLOSE_WRITE))
+            self._modify = int(flags.MODIFY)
+            self._channels = ((everybody, self._modify), (folder, _CLOSE_WRITE))
 
-    def ring(self, task_ids: Collection[str] | None = None) -> None:  # noqa: ARG002
-        """Wake everybody who watches. What can't be rung is found by the fallback tick."""
+    def ring(self, task_ids: Collection[str] | None = None) -> None:
+        """
+        Wake who waits for one of these tasks, or for any. What can't be rung is found by the fallback tick.
+
+        Args:
+            task_ids: The tasks; None wakes everybody who watches.
+        """
         with contextlib.suppress(OSError):
-            os.pwrite(self._fd, b"\n", 0)
+            try:
+                for name in self._names(task_ids):
+                    fd = self._fds.get(name)
+                    os.pwrite(self._open(name) if fd is None else fd, b"\n", 0)
+            except OSError:  # no more files can be opened, say
+                os.pwrite(self._fds.get(_EVERYBODY, -1), b"\n", 0)
 
-    def watch(self) -> Watch:
-        """Return an armed watch: close it, or use it as a context manager."""
-        return Watch(_the_hub(), self._channels)
+    def _names(self, task_ids: Collection[str] | None) -> Collection[str]:
+        if task_ids is None or not self._channels:
+            return (_EVERYBODY,)
+        if len(task_ids) == 1:
+            return [shard_of(task_id) for task_id in task_ids]
+        names = {shard_of(task_id) for task_id in task_ids}
+        return names if len(names) <= SHARDS_AT_MOST else (_EVERYBODY,)
+
+    def _open(self, name: str) -> int:
+        if self._closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        fd = self._open_file(name)
+        known = self._fds.setdefault(name, fd)  # no lock: a child that was forked meanwhile would wait for it
+        if known != fd:
+            os.close(fd)
+        return known
+
+    def watch(self, task_id: str | None = None) -> Watch:
+        """
+        Return an armed watch: close it, or use it as a context manager.
+
+        Args:
+            task_id: The task that is waited for; None to hear of all.
+        """
+        if not self._channels:
+            return Watch(_the_hub(), ())
+        if task_id is None:
+            return Watch(_the_hub(), (*self._channels, (self._path + _SHARDS, self._modify)))
+        name = shard_of(task_id)
+        if name not in self._fds:
+            with contextlib.suppress(OSError):  # what can't be made can't be rung either: the tick remains
+                self._open(name)
+        return Watch(_the_hub(), (*self._channels, (self._path + name, self._modify | _PASSING)))
 
     def close(self) -> None:
         """Close the bell for good."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._closed = True
+        fds, self._fds = self._fds, {}
+        for fd in fds.values():
+            os.close(fd)
         if _hub is not None and _hub.fd is not None:
-            _hub.forget(self._paths)
+            _hub.forget((*self._paths, *(self._path + name for name in fds)))
+
+
+_EVERYBODY = "-bell"
+_SHARDS = "-bells"
+_NAMES = tuple(f"{_SHARDS}/{number:02x}" for number in range(SHARDS))
+
+
+def shard_of(task_id: str) -> str:
+    """Return what the name of a task's bell file ends with."""
+    return _NAMES[binascii.crc32(task_id.encode()) % SHARDS]

@@ -84,7 +84,7 @@ class StoreCore:
         self._closing = threading.Lock()
         with self._db.mapped_errors():
             self._owners = owners_of(f"{self.path}-owners")
-            self._bell = Bell(f"{self.path}-bell", self._db.open_side_file("-bell"), f"{self.path}-owners")
+            self._bell = Bell(self.path, self._db.open_side_file, f"{self.path}-owners")
             self._db.ring = self._bell.ring
         # Dropped without close(): the files are let go of, the process's tasks are not.
         weakref.finalize(self, _let_go, self._db, self._bell, os.getpid())
@@ -149,9 +149,14 @@ class StoreCore:
         """Durability, serializer and accepted encodings, as given."""
         return self._options
 
-    def watch(self) -> StoreWatch:
-        """Return an armed watch: what changes from now on ends its `wait`. Use it as a context manager."""
-        return StoreWatch(self, self._bell.watch())
+    def watch(self, task_id: str | None = None) -> StoreWatch:
+        """
+        Return an armed watch: what changes from now on ends its `wait`. Use it as a context manager.
+
+        Args:
+            task_id: The only task that is waited for, if it is only one: changes of others may not be heard then.
+        """
+        return StoreWatch(self, self._bell.watch(task_id))
 
     def settle(self, owner: str) -> list[str]:
         """Fail what a dead owner left; return the ids."""

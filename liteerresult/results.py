@@ -255,7 +255,7 @@ class BaseAsyncResult(ResultBase):
         deadline = Deadline(timeout)
         meta = self._done
         if meta is None:
-            meta = drive(self.backend, one(self.backend, self.id, deadline, on_interval))
+            meta = drive(self.backend, one(self.backend, self.id, deadline, on_interval), self.id)
         return self._conclude(meta, propagate, callback)
 
     def wait(self, timeout: float | None = None, **options: Any) -> Any:
@@ -281,7 +281,7 @@ class BaseAsyncResult(ResultBase):
     async def _get_async(self) -> Any:
         meta = self._done
         if meta is None:
-            meta = await drive_async(self.backend, one(self.backend, self.id, Deadline(None)))
+            meta = await drive_async(self.backend, one(self.backend, self.id, Deadline(None)), self.id)
         return self._conclude(meta, propagate=True, callback=None)
 
     def __await__(self) -> Generator[Any, None, Any]:

@@ -17,8 +17,9 @@
 -- and an illegal change is refused with its reason: the triggers below do that for every program.
 -- Times are Unix seconds (UTC). Ids are any non-empty text. SQLite 3.38 or newer.
 --
--- Beside the file: -wal and -shm are SQLite's own; -bell is written after each commit; -lock queues the
--- writers; -owners/ holds one locked file for each process that runs tasks. Copy a store with `.backup`,
+-- Beside the file: -wal and -shm are SQLite's own; -bell wakes everybody who waits, and the files of -bells/
+-- those who wait for certain tasks; -lock queues the writers; -owners/ holds one locked file for each
+-- process that runs tasks. Copy a store with `.backup`,
 -- never by hand while it is in use.
 
 PRAGMA page_size = 2048;    -- a commit rewrites whole pages: small ones are cheaper here

@@ -141,11 +141,11 @@ def arrivals(
                 on_interval()
 
 
-def drive(backend: Backend, steps: Generator[Park, None, _T]) -> _T:
-    """Run *steps* to their end, parking this thread."""
+def drive(backend: Backend, steps: Generator[Park, None, _T], task_id: str | None = None) -> _T:
+    """Run *steps* to their end, parking this thread; *task_id* if all they wait for is one task."""
     try:
         next(steps)
-        with backend.watch() as watch:
+        with backend.watch(task_id) as watch:
             while True:
                 park = next(steps)
                 watch.wait(park.timeout, park.owners)
@@ -155,11 +155,11 @@ def drive(backend: Backend, steps: Generator[Park, None, _T]) -> _T:
         steps.close()
 
 
-async def drive_async(backend: Backend, steps: Generator[Park, None, _T]) -> _T:
-    """Run *steps* to their end, parking this coroutine."""
+async def drive_async(backend: Backend, steps: Generator[Park, None, _T], task_id: str | None = None) -> _T:
+    """Run *steps* to their end, parking this coroutine; *task_id* as in `drive`."""
     try:
         next(steps)
-        with backend.watch() as watch:
+        with backend.watch(task_id) as watch:
             while True:
                 park = next(steps)
                 await watch.wait_async(park.timeout, park.owners)

@@ -112,7 +112,7 @@ class DictBackend:
         completed = self.completed[number:]
         return number + len(completed), completed
 
-    def watch(self) -> DictWatch:
+    def watch(self, task_id: str | None = None) -> DictWatch:
         return DictWatch(self)
 
     def forget(self, task_id: str) -> None:

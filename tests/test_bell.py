@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def make_bell(folder: Path) -> Bell:
-    path = folder / "results.db-bell"
+    path = folder / "results.db"
     owners = folder / "owners"
     owners.mkdir(exist_ok=True)
-    return Bell(str(path), os.open(path, os.O_RDWR | os.O_CREAT), str(owners))
+    return Bell(str(path), lambda suffix: os.open(f"{path}{suffix}", os.O_RDWR | os.O_CREAT), str(owners))
 
 
 @pytest.fixture
@@ -129,6 +129,74 @@ def test_a_follower_whose_time_is_up_leaves(bell: Bell) -> None:
         first.fire()
         settled(leader)
         assert heard == [True]
+
+
+# Who hears of which task
+
+
+def ids_by_shard() -> tuple[str, str, str]:
+    """Return two ids whose tasks share a bell file, and one whose does not."""
+    first = "t0"
+    names = [f"t{number}" for number in range(1, 2_000)]
+    same = next(name for name in names if bell_module.shard_of(name) == bell_module.shard_of(first))
+    other = next(name for name in names if bell_module.shard_of(name) != bell_module.shard_of(first))
+    return first, same, other
+
+
+def test_a_waiter_for_one_task_sleeps_through_the_others(bell: Bell) -> None:
+    mine, neighbour, other = ids_by_shard()
+    with bell.watch(mine) as watch, bell.watch() as any_task:
+        bell.ring([other])
+        assert any_task.wait(5)
+        assert not watch.wait(0)
+        for heard in ([mine], [neighbour], [other, mine], None):
+            bell.ring(heard)
+            assert watch.wait(5), heard
+            assert any_task.wait(5), heard
+
+
+def test_a_change_of_many_tasks_is_heard_by_all(bell: Bell) -> None:
+    mine, _, _ = ids_by_shard()
+    others = [
+        f"u{number}" for number in range(1_000) if bell_module.shard_of(f"u{number}") != bell_module.shard_of(mine)
+    ]
+    with bell.watch(mine) as watch:
+        bell.ring(others[:1])
+        assert not watch.wait(0)
+        bell.ring(others)
+        assert watch.wait(5)
+
+
+def test_without_a_file_for_the_task_everybody_is_woken(bell: Bell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(bell, "_open_file", refuse)
+    with bell.watch("mine") as watch:
+        bell.ring(["mine"])
+        assert watch.wait(5)
+
+
+def test_the_kernels_watch_goes_with_the_wait_for_a_task(bell: Bell) -> None:
+    """Else a process that has waited for many tasks would be woken for all of them for ever."""
+    hub = bell_module._the_hub()
+    known = len(hub._paths)
+    for number in range(500):
+        bell.watch(f"t{number}").close()
+    assert len(hub._paths) <= known + 4
+    with bell.watch("t0") as one, bell.watch("t0") as two:
+        bell.ring(["t0"])
+        assert one.wait(5)
+        assert two.wait(5)
+
+
+def test_a_watch_that_was_dropped_is_made_again(bell: Bell) -> None:
+    mine, _, other = ids_by_shard()
+    for name in (mine, other, mine):
+        with bell.watch(name) as watch:
+            bell.ring([name])
+            assert watch.wait(5)
+            assert not watch.wait(0)
 
 
 def test_only_those_meant_are_woken(tmp_path: Path, bell: Bell) -> None:

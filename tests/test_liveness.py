@@ -137,7 +137,7 @@ def test_probe_makes_no_event_and_death_does(tmp_path: Path, folder: str) -> Non
     owners, others = Owners(folder), Owners(folder)
     owner = owners.acquire()
     path = tmp_path / "bell"
-    bell = Bell(str(path), os.open(path, os.O_RDWR | os.O_CREAT), folder)
+    bell = Bell(str(path), lambda suffix: os.open(f"{path}{suffix}", os.O_RDWR | os.O_CREAT), folder)
     with bell.watch() as watch:
         assert others.is_alive(owner)
         assert not watch.wait(0.02)

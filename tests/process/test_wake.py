@@ -202,6 +202,30 @@ def test_plain_sql_update_of_a_done_row_is_refused_by_the_file(tmp_path: Path) -
         assert AsyncResult("task", store).get(timeout=0) == 1
 
 
+def test_who_waits_for_other_tasks_sleeps_on(tmp_path: Path) -> None:
+    """A writer would else pay for all the processes it wakes in vain. The last wait is the control: it is woken."""
+    path = tmp_path / "results.db"
+    with ResultStore(path) as store, Puppet(path) as waiter:
+        others = [name for number in range(500) if bell.shard_of(name := f"t{number}") != bell.shard_of("mine")]
+        waiter.tell("timed(lambda: AsyncResult('mine', store).get(timeout=30))")
+        eventually(lambda: watches_of(waiter.pid) >= 3, what="its watch")
+        for name in others:
+            store.mark_as_done(name)
+        store.mark_as_done("mine", 1)
+        assert waiter.answer()[1] == 1
+        assert waiter.ask("store.wakes.events") == 1
+
+
+def watches_of(pid: int) -> int:
+    """Count a process's inotify watches."""
+    count = 0
+    folder = f"/proc/{pid}/fdinfo"
+    for name in os.listdir(folder):
+        with open(f"{folder}/{name}", encoding="ascii") as info:
+            count += sum(line.startswith("inotify ") for line in info)
+    return count
+
+
 # Control arms
 
 
@@ -232,7 +256,7 @@ def test_without_the_bell_nobody_wakes(tmp_path: Path, rings: bool) -> None:
     with ResultStore(path) as store, Puppet(path) as writer:
         store.fallback_tick = None
         if not rings:
-            writer.ask("setattr(store._db, 'ring', lambda: None)")
+            writer.ask("setattr(store._db, 'ring', lambda _: None)")
         waits = []
         waiter = threading.Thread(target=lambda: waits.append(AsyncResult("task", store).get(timeout=1)))
         waiter.start()
