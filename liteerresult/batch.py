@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .fingerprints import fingerprint
@@ -12,11 +15,11 @@ from .states import DONE, FAILURE, PENDING, RETRY, REVOKED
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from .store import ResultStore
 
-__all__ = ["Plan", "decide_lost", "plan_group", "plan_task", "revoke_all", "revoke_waiting"]
+__all__ = ["Plan", "decide_lost", "let_go", "plan_group", "plan_task", "revoke_all", "revoke_waiting", "take"]
 
 _KNOWN = """
     SELECT m.task_id, m.child_id, t.status, t.retries, t.owner, t.fingerprint
@@ -51,6 +54,12 @@ _GIVE_UP = """
     WHERE id = ? AND status = 'LOST' AND retries = ?"""
 
 
+_in_hand: Counter[tuple[str, str]] = Counter()
+"""Path of the store and id of calls that a Runner of this process has: another one leaves them alone."""
+
+_guard = threading.Lock()
+
+
 class Plan(NamedTuple):
     """
     What is to be done for a batch.
@@ -62,6 +71,30 @@ class Plan(NamedTuple):
 
     group: GroupResult | None
     todo: list[tuple[int, str, int]]
+
+
+def take(store: ResultStore, task_ids: Iterable[str]) -> None:
+    """Say of calls that a Runner of this process has them; `let_go` has to follow."""
+    with _guard:
+        _in_hand.update((store.path, task_id) for task_id in task_ids)
+
+
+def let_go(store: ResultStore, task_ids: Iterable[str]) -> None:
+    """Say of calls that they are over, as far as that Runner can tell."""
+    with _guard:
+        for key in ((store.path, task_id) for task_id in task_ids):
+            _in_hand[key] -= 1
+            if _in_hand[key] <= 0:
+                del _in_hand[key]
+
+
+def _after_fork_in_child() -> None:
+    global _guard  # noqa: PLW0603 - another thread of the parent may have held it
+    _guard = threading.Lock()
+    _in_hand.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def plan_task(
@@ -77,6 +110,7 @@ def plan_task(
         connection.execute(_CREATE, (task_id, name, parent_id, *encoded, mark, owner, owner, now))
 
     store.transact_quietly(operation, flush=True)
+    take(store, [task_id])
     return Plan(None, [(0, task_id, 0)])
 
 
@@ -98,10 +132,18 @@ def plan_group(
     store.reap()  # what a dead run left is FAILURE now, and ours to take
     owner, now = store.own_owner(), store.clock.time()
 
+    taken: list[str] = []
+
     def operation(connection: sqlite3.Connection) -> list[tuple[int, str, int]]:
+        todo = plan(connection)
+        taken.extend(task_id for _, task_id, _ in todo)
+        take(store, taken)  # here, where no other Runner can plan
+        return todo
+
+    def plan(connection: sqlite3.Connection) -> list[tuple[int, str, int]]:
         store.register_owner(connection)
         if connection.execute("SELECT 1 FROM groups WHERE id = ?", (group_id,)).fetchone() is not None:
-            return _take_over(connection, group_id, name, prints, owner, parent_id, now)
+            return _take_over(connection, store, group_id, name, prints, owner, parent_id, now)
         ids = [f"{group_id}/{position}" for position in range(len(prints))]
         there = {row[0] for row in connection.execute(_THERE, (json.dumps(ids),))}
         rows = (
@@ -113,19 +155,24 @@ def plan_group(
         connection.executemany(_CREATE, rows)
         connection.executemany(_ADD_MEMBER, ((group_id, position, task_id) for position, task_id in enumerate(ids)))
         if there:  # the group was deleted, its tasks were not
-            return _take_over(connection, group_id, name, prints, owner, parent_id, now)
+            return _take_over(connection, store, group_id, name, prints, owner, parent_id, now)
         return [(position, task_id, 0) for position, task_id in enumerate(ids)]
 
-    todo = store.transact_quietly(operation, flush=True)
-    group = GroupResult(
-        group_id, [AsyncResult(f"{group_id}/{position}", store) for position in range(len(prints))], backend=store
-    )
-    group.mark_as_stored()
+    try:
+        todo = store.transact_quietly(operation, flush=True)
+        group = GroupResult(
+            group_id, [AsyncResult(f"{group_id}/{position}", store) for position in range(len(prints))], backend=store
+        )
+        group.mark_as_stored()
+    except BaseException:
+        let_go(store, taken)
+        raise
     return Plan(group, todo)
 
 
 def _take_over(
     connection: sqlite3.Connection,
+    store: ResultStore,
     group_id: str,
     name: str,
     prints: list[tuple[str, Any, Any]],
@@ -149,10 +196,10 @@ def _take_over(
             # The trigger can't tell the same owner from one that was left in place.
             connection.execute(_TAKE_OVER, (owner, owner, task_id))
             todo.append((position, task_id, retries + 1))
-        elif status in (PENDING, RETRY) and held_by in (None, owner):
+        elif status in (PENDING, RETRY) and held_by in (None, owner) and (store.path, task_id) not in _in_hand:
             connection.execute(_TAKE_OVER, (owner, owner, task_id))
             todo.append((position, task_id, retries))
-        # Anything else is in the hands of a process that lives: waited for, not run twice.
+        # Anything else is in the hands of a process that lives, or of another Runner here: waited for, not run twice.
     connection.execute(_SAVE_GROUP, (group_id,))
     return todo
 

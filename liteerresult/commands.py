@@ -164,7 +164,7 @@ class Commands:
         running = current_task.get()
         if running is not None:
             with contextlib.suppress(TransitionError):
-                self._store.mark_as_revoked(running[1], self._stopped_by)
+                self._store.mark_as_revoked(running.task_id, self._stopped_by)
         raise CommandFailed(f"not begun: {self._stopped_by}", command=list(command), reason=self._stopped_by)
 
     def _collect(self, process: subprocess.Popen[bytes]) -> tuple[bytes, bytes, str | None]:

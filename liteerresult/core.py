@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .bell import Watch
     from .clock import Clock
+    from .marks import Marks
 
 __all__ = ["StoreCore", "StoreWatch", "WakeCounts"]
 
@@ -124,9 +125,15 @@ class StoreCore:
         """Run a statement that changes one task or none, then wake its waiters; return whether it changed one."""
         return self._db.execute(sql, parameters, task_id) > 0
 
-    def transact_quietly(self, operation: Callable[[sqlite3.Connection], _T], *, flush: bool) -> _T:
-        """Run *operation* in a write transaction; what it did lasts and is heard of once `flush` ran."""
-        return self._db.transact(operation, durable=flush)
+    def transact_quietly(
+        self,
+        operation: Callable[[sqlite3.Connection], _T],
+        *,
+        flush: bool,
+        task_ids: Collection[str] | None = None,
+    ) -> _T:
+        """Run *operation* in a write transaction; what it did lasts and is heard of now, or once `flush` ran."""
+        return self._db.transact(operation, task_ids=task_ids, durable=flush)
 
     def flush(self) -> None:
         """Make every commit of this process so far last, then wake the waiters."""
@@ -143,6 +150,10 @@ class StoreCore:
     def own_owner(self) -> str:
         """Return this process's owner id, taking its lock at the first call."""
         return self._owners.acquire()
+
+    def own_marks(self) -> Marks:
+        """Return where this process notes which calls it makes, for those who find it dead."""
+        return self._owners.marks()
 
     @property
     def options(self) -> tuple[Durability, str, tuple[str, ...]]:

@@ -14,6 +14,8 @@ import re
 import threading
 from typing import TYPE_CHECKING
 
+from .marks import Marks, read_marks
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Owners", "host_name", "owners_of", "parse_owner"]
 
 SUFFIX = ".lock"
+MARKS_SUFFIX = ".running"
 
 # Lock objects that a forked child inherited: their release, or garbage collection, could drop the parent's lock.
 _abandoned: list[object] = []
@@ -66,6 +69,7 @@ class Owners:
         self._lock: BaseFileLock | None = None
         self.own: str | None = None
         """This process's owner id, or None if it never asked for one."""
+        self._marks: Marks | None = None
 
     def acquire(self) -> str:
         """Return this process's owner id, taking its lock at the first call."""
@@ -80,6 +84,18 @@ class Owners:
                 self._lock.acquire()
                 self.own = owner
         return self.own
+
+    def marks(self) -> Marks:
+        """Return where this process notes which calls it makes."""
+        owner = self.acquire()
+        with self._guard:
+            if self._marks is None:
+                self._marks = Marks(self._path(owner, MARKS_SUFFIX))
+            return self._marks
+
+    def marks_of(self, owner: str) -> list[tuple[int, int]]:
+        """Return (row number, attempt) of the calls that an owner noted last."""
+        return read_marks(self._path(owner, MARKS_SUFFIX))
 
     def is_alive(self, owner: str) -> bool:
         """Tell whether *owner*'s process still holds its lock."""
@@ -107,9 +123,10 @@ class Owners:
                     yield name.removesuffix(SUFFIX)
 
     def discard(self, owner: str) -> None:
-        """Delete the lock file of a dead owner whose tasks are settled."""
-        with contextlib.suppress(OSError):
-            os.unlink(self._path(owner))
+        """Delete the files of a dead owner whose tasks are settled."""
+        for suffix in (MARKS_SUFFIX, SUFFIX):  # in this order: what has no lock is looked at by nobody
+            with contextlib.suppress(OSError):
+                os.unlink(self._path(owner, suffix))
 
     def is_stale(self) -> bool:
         """Tell whether this process's lock file was removed under it, with the whole store perhaps."""
@@ -126,17 +143,22 @@ class Owners:
         """Let go of this process's own lock, if it has one."""
         with self._guard:
             lock, self._lock = self._lock, None
+            marks, self._marks = self._marks, None
             self.own = None
+        if marks is not None:
+            marks.close()
         if lock is not None:
             lock.release(force=True)
 
     def after_fork_in_child(self) -> None:
         """Leave the parent's ownership to the parent: filelock closes the inherited descriptor unlocked."""
         _abandoned.append(self._lock)
+        if self._marks is not None:
+            self._marks.close()
         self._reset()
 
-    def _path(self, owner: str) -> str:
-        return os.path.join(self.folder, owner.replace("/", "_") + SUFFIX)
+    def _path(self, owner: str, suffix: str = SUFFIX) -> str:
+        return os.path.join(self.folder, owner.replace("/", "_") + suffix)
 
 
 def owners_of(folder: str) -> Owners:

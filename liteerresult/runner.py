@@ -18,7 +18,7 @@ from signal import SIGTERM
 from typing import TYPE_CHECKING, Any, Self
 
 from .backend import check_id
-from .batch import Plan, decide_lost, plan_group, plan_task, revoke_all, revoke_waiting
+from .batch import Plan, decide_lost, let_go, plan_group, plan_task, revoke_all, revoke_waiting
 from .errors import EncodeError, TransitionError
 from .fingerprints import call_name, unfold
 from .liveness import parse_owner
@@ -242,7 +242,7 @@ class Runner:
             function, (_Job(task_id, attempt, retries, *calls[position]) for position, task_id, attempt in plan.todo)
         )
         with self._mutex:
-            self._open.update(batch.waiting)
+            self._open.update(batch.waiting)  # from here on `_count_down` lets go of them
             error = self.error
             if self._thread is None:
                 self._thread = threading.Thread(target=self._dispatch, name="liteerresult-runner", daemon=True)
@@ -315,6 +315,7 @@ class Runner:
                 self._give_up(left, exc)
             finally:
                 with self._mutex:
+                    let_go(self.store, [job.task_id for job in self._open])
                     self._open.clear()
                     self._all_ended.notify_all()
 
@@ -388,7 +389,9 @@ class Runner:
 
     def _count_down(self, ended: Iterable[_Job]) -> None:
         with self._mutex:
-            self._open.difference_update(ended)
+            over = self._open.intersection(ended)
+            let_go(self.store, [job.task_id for job in over])
+            self._open -= over
             if not self._open:
                 self._all_ended.notify_all()
 
@@ -460,6 +463,7 @@ class Runner:
     def _settle_dead(self, jobs: list[_Job]) -> dict[str, int | None]:
         """Settle the dead owners of calls; return the process ids of those that ran them, by task."""
         store = self.store
+        store.reap()  # of calls that were noted and not yet on record, the file does not say who made them
         pids = {}
         for meta in store.get_many([job.task_id for job in jobs]):
             if not meta.ready and meta.owner is not None and meta.owner != store.own_owner():

@@ -178,7 +178,8 @@ CREATE TABLE group_tasks (
 -- Owners --------------------------------------------------------------------------------------------
 
 -- Processes that answer for tasks. Each holds a lock on the file `<database>-owners/<id>.lock` for as
--- long as it lives; the kernel drops it when the process dies, however it dies.
+-- long as it lives; the kernel drops it when the process dies, however it dies. (`<id>.running` beside it
+-- is what a worker of a batch notes before a call.)
 CREATE TABLE owners (
     id          TEXT PRIMARY KEY CHECK (id <> ''),
     pid         INTEGER,

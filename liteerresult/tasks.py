@@ -19,17 +19,35 @@ from .termination import send_to_owner
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from .backend import Backend
 
     _Row = tuple[str, str, object, str | None, str | None, int, str | None, int | None, int]
 
-__all__ = ["RunningTask", "TaskVerbs", "current_task"]
+__all__ = ["Running", "RunningTask", "TaskVerbs", "current_task"]
 
-current_task: ContextVar[tuple[str, str, int] | None] = ContextVar("liteerresult_current_task", default=None)
-"""Path of the store and id of the task that this context runs: what submits is a parent."""
+
+class Running(NamedTuple):
+    """
+    The task that a context runs.
+
+    Attributes:
+        path: Of the store.
+        task_id: The task.
+        attempt: Which attempt it is.
+        announce: Records that it has begun, if that was put off.
+    """
+
+    path: str
+    task_id: str
+    attempt: int
+    announce: Callable[[], object] | None = None
+
+
+current_task: ContextVar[Running | None] = ContextVar("liteerresult_current_task", default=None)
+"""What this context runs: what it submits has that task for a parent."""
 
 _COLUMNS = "id, status, result, encoding, traceback, retries, owner, done_number, number"
 
@@ -118,10 +136,19 @@ class TaskVerbs(StoreCore):
 
     def _attempt_of(self, task_id: str) -> int | None:
         """Return the attempt at the task that this context, or else this store object, has begun."""
-        running = current_task.get()
-        if running is not None and running[1] == task_id and running[0] == self.path:
-            return running[2]
+        running = self._running()
+        if running is not None and running.task_id == task_id:
+            return running.attempt
         return self._attempts.get(task_id)
+
+    def _running(self) -> Running | None:
+        """Return the task of this store that this context runs, which from now on is known to have begun."""
+        running = current_task.get()
+        if running is None or running.path != self.path:
+            return None
+        if running.announce is not None:
+            running.announce()
+        return running
 
     def _result(self, task_id: str) -> AsyncResult:
         return AsyncResult(task_id, cast("Backend", self))  # with the verbs on groups, which lie above
@@ -139,6 +166,7 @@ class TaskVerbs(StoreCore):
         Returns:
             The row; one with status PENDING for an id nobody recorded (its ``created_at`` is None).
         """
+        self._running()
         rows = self._db.read(_READ_AGAIN, (number, task_id)) if number is not None else ()
         if not rows:
             rows = self._db.read(_READ, (check_id(task_id),))
@@ -153,6 +181,7 @@ class TaskVerbs(StoreCore):
 
     def get_many(self, task_ids: Sequence[str]) -> list[TaskMeta]:
         """Return the rows of many tasks in one query, in the order asked."""
+        self._running()
         found = {row[0]: self._meta_of(row) for row in self._db.read(_READ_MANY, (json.dumps(list(task_ids)),))}
         return [found.get(task_id) or TaskMeta(self._serializer, task_id) for task_id in task_ids]
 
@@ -227,7 +256,7 @@ class TaskVerbs(StoreCore):
         """Return the id of what is given as a parent; of the task that runs in this context if None."""
         if parent is None:
             running = current_task.get()
-            return running[1] if running is not None and running[0] == self.path else None
+            return running.task_id if running is not None and running.path == self.path else None
         if isinstance(parent, str):
             return check_id(parent, "parent id")
         identity = getattr(parent, "id", None)
@@ -263,6 +292,7 @@ class TaskVerbs(StoreCore):
 
     def start(self, task_id: str, attempt: int | None = None, *, durable: bool = True) -> int:
         """Do what `mark_as_started` does, for a given attempt only, and synced later if not *durable*."""
+        self._running()
         owner = self._owners.acquire()
         row = {"id": task_id, "owner": owner, "now": self.clock.time(), "attempt": attempt}
 
@@ -384,8 +414,8 @@ class TaskVerbs(StoreCore):
 
     def _note_report(self, task_id: str) -> None:
         running = current_task.get()
-        if running is not None and running[1] == task_id and running[0] == self.path:
-            self._reported.add((task_id, running[2]))
+        if running is not None and running.task_id == task_id and running.path == self.path:
+            self._reported.add((task_id, running.attempt))
 
     def _finish_row(self, connection: sqlite3.Connection, row: tuple[Any, ...]) -> None:
         """Finish a task that may have no row; refuse it if it has one that can't be finished."""
@@ -513,6 +543,7 @@ class TaskVerbs(StoreCore):
             raise ValueError(msg)  # noqa: TRY004 - the type was right
         number = signals.Signals(number)
         task_id = check_id(task_id)
+        self._running()
         row = (REVOKED, None, None, None, self.clock.time(), task_id, None)
 
         def operation(connection: sqlite3.Connection) -> str | None:
@@ -567,7 +598,7 @@ class RunningTask:
 
     def __enter__(self) -> Self:
         self.retries = self._store.start(self.task_id)
-        self._token = current_task.set((self._store.path, self.task_id, self.retries))
+        self._token = current_task.set(Running(self._store.path, self.task_id, self.retries))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:

@@ -24,6 +24,11 @@ _ERROR = f"""json_object(
             'task_id', id, 'pid', :pid, 'host', :host, 'since', coalesce(started_at, created_at),
             'started', json(iif(started_at IS NULL, 'false', 'true'))))"""
 
+# The call it was making, which would have been recorded as begun some milliseconds later.
+_WAS_MAKING = """
+    UPDATE tasks SET status = 'STARTED', owner = ?
+    WHERE number = ? AND retries = ? AND status IN ('PENDING', 'RETRY') AND submitter IS NOT NULL"""
+
 # What the dead owner ran for another process, which may want to try again.
 _GIVE_BACK = f"""
     UPDATE tasks SET status = 'LOST', encoding = 'json', traceback = NULL, owner = submitter, result = {_ERROR}
@@ -79,7 +84,11 @@ class Upkeep(GroupVerbs):
             "worker": f"process {pid} on {host}",
         }  # fmt: skip
 
+        marks = [(owner, *mark) for mark in self._owners.marks_of(owner)]
+
         def operation(connection: sqlite3.Connection) -> list[str]:
+            if connection.execute("SELECT 1 FROM owners WHERE id = ?", (owner,)).fetchone():  # not settled yet
+                connection.executemany(_WAS_MAKING, marks)
             lost = [row[0] for row in connection.execute(_GIVE_BACK, fields).fetchall()]
             lost += [row[0] for row in connection.execute(_FAIL, fields).fetchall()]
             connection.execute(_FORGET_OWNER, (owner,))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from .errors import EncodeError, StoreError
 from .serialization import encode_exception, format_traceback
 from .states import DONE, FAILURE
-from .tasks import current_task
+from .tasks import Running, current_task
 
 if TYPE_CHECKING:
     import sqlite3
@@ -24,16 +25,29 @@ if TYPE_CHECKING:
 __all__ = ["Call", "ChunkReport", "Home", "run_chunk", "this_host"]
 
 FLUSH_EVERY = 0.002
-"""What was finished is synced and rung after about this many seconds at the latest."""
+"""Between two calls, what ended is recorded if the last record is this many seconds old."""
 
 _BEGIN = """
     UPDATE tasks SET status = 'STARTED', owner = ?, started_at = ?, result = NULL, encoding = NULL, traceback = NULL
     WHERE id = ? AND retries = ? AND status IN ('PENDING', 'RETRY')"""
 
+_LOOK = """
+    SELECT id, number, retries FROM tasks
+    WHERE id IN (SELECT value FROM json_each(?)) AND status IN ('PENDING', 'RETRY')"""
+
+_MAY_BEGIN = "SELECT 1 FROM tasks WHERE number = ? AND id = ? AND retries = ? AND status IN ('PENDING', 'RETRY')"
+
 _FINISH = """
     UPDATE tasks SET status = ?, result = ?, encoding = ?, traceback = ?, done_at = ?,
         done_number = (SELECT done_number FROM next_completion)
     WHERE id = ? AND retries = ? AND done_number IS NULL"""
+
+# Of a call that was over before its beginning was recorded.
+_FINISH_AT_ONCE = """
+    UPDATE tasks SET status = 'DONE', result = ?, encoding = ?, traceback = NULL,
+        owner = ?, started_at = ?, done_at = ?,
+        done_number = (SELECT done_number FROM next_completion)
+    WHERE number = ? AND id = ? AND retries = ? AND done_number IS NULL"""
 
 # An attempt that failed and is not the last goes back to the process that manages the batch.
 _GIVE_BACK = """
@@ -105,19 +119,19 @@ def this_host() -> str:
 
 
 def run_chunk(home: Home, function: Callable[..., Any], calls: list[Call]) -> ChunkReport:
-    """Make *calls* one after the other, recording each as it begins and ends."""
+    """Make *calls* one after the other, recording each."""
     started = time.perf_counter()
     if home.host != this_host() or not os.path.exists(home.path):
         outcomes = [_outcome(function, call) for call in calls]
         return ChunkReport([], time.perf_counter() - started, outcomes)
-    recorder = _Recorder(_store_at(home))
     again, skipped = [], []
-    for position, call in enumerate(calls):
-        if not recorder.begin(call):
-            skipped.append(position)
-        elif recorder.run(function, call):
-            again.append(position)
-    recorder.end()
+    store, is_lent = _store_at(home)
+    with _Recorder(store, calls, notes=not is_lent) as recorder:
+        for position, call in enumerate(calls):
+            if not recorder.begin(call):
+                skipped.append(position)
+            elif recorder.run(function, call):
+                again.append(position)
     return ChunkReport(again, time.perf_counter() - started, None, tuple(skipped))
 
 
@@ -132,17 +146,17 @@ def lend(home: Home, store: ResultStore) -> None:
 _stores: dict[tuple[Any, ...], ResultStore] = {}
 
 
-def _store_at(home: Home) -> ResultStore:
-    """Return the store, kept open from one chunk to the next."""
+def _store_at(home: Home) -> tuple[ResultStore, bool]:
+    """Return the store, kept open from one chunk to the next, and whether it is the submitter's."""
     from .store import open_store
 
     store = _lent.get((os.getpid(), home))
     if store is not None and not store.closed:
-        return store
+        return store, True
     store = _stores.get(home)
     if store is None or store.closed:
         store = _stores[home] = open_store(home.path, *home.options)
-    return store
+    return store, False
 
 
 def _outcome(function: Callable[..., Any], call: Call) -> tuple[bool, Any]:
@@ -152,26 +166,21 @@ def _outcome(function: Callable[..., Any], call: Call) -> tuple[bool, Any]:
         return False, exc
 
 
-_Statement = tuple[str, tuple[Any, ...]]
-
-
-def _first_that_fits(connection: sqlite3.Connection, statements: tuple[_Statement, ...]) -> None:
-    """Run statements up to the first that changes something."""
-    for sql, row in statements:
-        if connection.execute(sql, row).rowcount:
-            return
-
-
 class _Flusher:
-    """A thread that flushes what a call that takes long would keep waiting."""
+    """A thread that records, for a call that takes long, that it has begun, and what ended before it."""
 
     def __init__(self, store: ResultStore) -> None:
         self._store = weakref.ref(store)
         self._wanted = threading.Event()
+        self._recorders: weakref.WeakSet[_Recorder] = weakref.WeakSet()
         threading.Thread(target=self._run, name="liteerresult-flusher", daemon=True).start()
 
+    def add(self, recorder: _Recorder) -> None:
+        """Look after a recorder from now on."""
+        self._recorders.add(recorder)
+
     def later(self) -> None:
-        """Flush in `FLUSH_EVERY` seconds."""
+        """Look at all recorders in `FLUSH_EVERY` seconds."""
         if not self._wanted.is_set():
             self._wanted.set()
 
@@ -183,9 +192,12 @@ class _Flusher:
             store = self._store()
             if store is None or store.closed:
                 return
-            with contextlib.suppress(StoreError):  # the recorder meets it too, and can tell somebody
-                store.flush()
             del store
+            for recorder in list(self._recorders):
+                with contextlib.suppress(StoreError):  # the recorder meets it too, and can tell somebody
+                    if not recorder.publish(late=True):
+                        self._wanted.set()
+            recorder = None  # type: ignore[assignment]  # else it would live until the next one
 
 
 _flushers: weakref.WeakKeyDictionary[ResultStore, _Flusher] = weakref.WeakKeyDictionary()
@@ -205,68 +217,218 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+class _Statement(NamedTuple):
+    sql: str
+    row: tuple[Any, ...]
+
+
+class _Ended(NamedTuple):
+    """
+    How a call ended.
+
+    Attributes:
+        task_id: The task.
+        begin: What has to be recorded first: that it had begun.
+        alternatives: Statements, of which the first that changes something counts.
+    """
+
+    task_id: str
+    begin: _Statement | None
+    alternatives: tuple[_Statement, ...]
+
+    def record(self, connection: sqlite3.Connection) -> None:
+        if self.begin is not None:
+            connection.execute(*self.begin)
+        for sql, row in self.alternatives:
+            if connection.execute(sql, row).rowcount:
+                return
+
+
+class _Making(NamedTuple):
+    """A call that is being made."""
+
+    call: Call
+    number: int
+    started_at: float
+    begin: _Statement
+
+
 class _Recorder:
     """
-    Writes "the last call ended, the next begins" as one transaction.
+    Writes what becomes of a chunk's calls.
 
-    So what a killed worker was at is known exactly, at one commit a call. The sync and the bell, which
-    cost more, follow at most `FLUSH_EVERY` seconds later: nobody is told before.
+    That the first call begins is recorded before it is made: nobody else begins with this chunk then. Of the
+    others it is only noted (`marks`), until they end or have taken some milliseconds; what ended is
+    recorded together. A call whose beginning is on record has its end recorded before the next one begins. So
+    what a killed worker was at is known exactly: it is the call on record as STARTED, or else the one
+    that was noted. What had ended within the last `FLUSH_EVERY` seconds is not known to have been made.
     """
 
-    def __init__(self, store: ResultStore) -> None:
+    def __init__(self, store: ResultStore, calls: list[Call], *, notes: bool) -> None:
         self._store = store
+        self._pid = os.getpid()
+        self._owner = store.own_owner()
+        self._calls = calls
+        self._mutex = threading.Lock()  # the flusher has its own thread
+        self._numbers: dict[str, int] | None = None
+        """Row numbers of the calls that may be made, by task id; None before the first has begun."""
+        self._reaped = False
+        self._making: _Making | None = None
+        self._is_on_record = False
+        self._ended: list[_Ended] = []
+        self._is_urgent = False
+        self._recorded_at = 0.0
         self._flusher = _flusher_of(store)
-        self._ended: tuple[_Statement, ...] = ()
-        self._flushed = 0.0
+        # A thread of the submitter's has none: their deaths are one, and leave nobody who could try again.
+        self._marks = store.own_marks() if notes and len(calls) > 1 else None
+        self._slot = -1
+
+    def __enter__(self) -> Self:
+        if self._marks is not None:
+            self._slot = self._marks.take()
+        self._flusher.add(self)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Record what ended last."""
+        try:
+            with self._mutex:
+                self._making = None
+                if self._ended:
+                    self._record(None)
+            if self._marks is not None:
+                self._marks.clear(self._slot)
+        finally:
+            if self._marks is not None:
+                self._marks.give_back(self._slot)
 
     def begin(self, call: Call) -> bool:
-        """Record what ended and that *call* begins; False if the call is not to be made (any more)."""
-        store = self._store
-        row = (store.own_owner(), store.clock.time(), call.task_id, call.attempt)
-        ended, self._ended = self._ended, ()
+        """Note that *call* begins; False if it is not to be made (any more)."""
+        with self._mutex:
+            if self._numbers is None:
+                return self._begin_first(call)
+            if self._is_urgent or (self._ended and time.monotonic() - self._recorded_at >= FLUSH_EVERY):
+                self._record(call)
+            number = self._numbers.get(call.task_id)
+            if number is None:
+                return False
+            if self._marks is not None:
+                self._marks.mark(self._slot, number, call.attempt)
+            now = self._store.clock.time()
+            self._making = _Making(call, number, now, self._beginning(call, now))
+            self._is_on_record = False
+        self._flusher.later()
+        return True
 
-        def operation(connection: sqlite3.Connection) -> bool:
-            _first_that_fits(connection, ended)
+    def _beginning(self, call: Call, now: float) -> _Statement:
+        return _Statement(_BEGIN, (self._owner, now, call.task_id, call.attempt))
+
+    def _begin_first(self, call: Call) -> bool:
+        store, now = self._store, self._store.clock.time()
+        begin = self._beginning(call, now)
+
+        def operation(connection: sqlite3.Connection) -> dict[str, int] | None:
             store.register_owner(connection)
-            return connection.execute(_BEGIN, row).rowcount == 1
+            return self._look(connection) if connection.execute(*begin).rowcount else None
 
-        due = bool(ended) and self._is_due()
-        begun = store.transact_quietly(operation, flush=due)
-        if ended and not due:
-            self._flusher.later()
-        return begun
+        self._numbers = store.transact_quietly(operation, flush=False)
+        if self._numbers is None:
+            if not self._reaped:  # perhaps another worker had the chunk, and died of one of its calls
+                self._reaped = True
+                store.reap()
+            return False
+        self._making = _Making(call, 0, now, begin)
+        self._is_on_record = True
+        self._recorded_at = time.monotonic()
+        return True
+
+    def _look(self, connection: sqlite3.Connection) -> dict[str, int]:
+        attempts = {call.task_id: call.attempt for call in self._calls}
+        rows = connection.execute(_LOOK, (json.dumps(list(attempts)),)).fetchall() if len(attempts) > 1 else ()
+        return {task_id: number for task_id, number, attempt in rows if attempts[task_id] == attempt}
 
     def run(self, function: Callable[..., Any], call: Call) -> bool:
         """Make the call and remember how it ended; True if it is to be tried again."""
         store = self._store
-        token = current_task.set((store.path, call.task_id, call.attempt))
+        token = current_task.set(Running(store.path, call.task_id, call.attempt, self.publish))
+        again = False
+        value: tuple[Any, ...] | None = None
+        failed: tuple[_Statement, ...] = ()
         try:
-            value = function(*call.args, **call.kwargs)
-            payload = store.encode_value(value)
-            self._ended = ((_FINISH, (DONE, *payload, None, store.clock.time(), call.task_id, call.attempt)),)
+            value = store.encode_value(function(*call.args, **call.kwargs))
         except BaseException as exc:  # noqa: BLE001 - whatever it is, it is the call's outcome
             text, traceback = encode_exception(exc), format_traceback(exc)
             row = (text, "json", traceback, store.clock.time(), call.task_id, call.attempt)
-            failed = (_FINISH, (FAILURE, *row))
+            failed = (_Statement(_FINISH, (FAILURE, *row)),)
             if not call.last and isinstance(exc, Exception) and not isinstance(exc, EncodeError):
-                self._ended = ((_GIVE_BACK, row), failed)  # if nobody is there to take it back
-                return True
-            self._ended = (failed,)
+                failed = (_Statement(_GIVE_BACK, row), *failed)  # the second if nobody is there to take it back
+                again = True
         finally:
             current_task.reset(token)
-        return False
+        with self._mutex:
+            self._remember(call, value, failed)
+        return again
 
-    def end(self) -> None:
-        """Record what ended last, and see that all of it lasts and is heard of."""
-        ended = self._ended
-        if ended:
-            self._store.transact_quietly(lambda connection: _first_that_fits(connection, ended), flush=True)
+    def _remember(self, call: Call, value: tuple[Any, ...] | None, failed: tuple[_Statement, ...]) -> None:
+        making, self._making = self._making, None
+        assert making is not None  # noqa: S101 - `begin` has made it
+        now = self._store.clock.time()
+        if value is None:
+            self._ended.append(_Ended(call.task_id, None if self._is_on_record else making.begin, failed))
+        elif self._is_on_record:
+            row = (DONE, *value, None, now, call.task_id, call.attempt)
+            self._ended.append(_Ended(call.task_id, None, (_Statement(_FINISH, row),)))
         else:
-            self._store.flush()
+            row = (*value, self._owner, making.started_at, now, making.number, call.task_id, call.attempt)
+            self._ended.append(_Ended(call.task_id, None, (_Statement(_FINISH_AT_ONCE, row),)))
+        self._is_urgent = self._is_on_record
 
-    def _is_due(self) -> bool:
-        now = time.monotonic()
-        if now - self._flushed < FLUSH_EVERY:
-            return False
-        self._flushed = now
+    def _record(self, following: Call | None) -> None:
+        """Record what ended, and see whether *following* may still be made. With the mutex held."""
+        ended, numbers = self._ended, self._numbers
+
+        def operation(connection: sqlite3.Connection) -> dict[str, int] | None:
+            for end in ended:
+                end.record(connection)
+            if following is None or not numbers or following.task_id not in numbers:
+                return numbers
+            row = (numbers[following.task_id], following.task_id, following.attempt)
+            return numbers if connection.execute(_MAY_BEGIN, row).fetchone() else self._look(connection)
+
+        self._numbers = self._store.transact_quietly(operation, flush=True, task_ids=[end.task_id for end in ended])
+        self._ended = []
+        self._is_urgent = False
+        self._recorded_at = time.monotonic()
+
+    def publish(self, *, late: bool = False) -> bool:
+        """
+        Record that the call which is being made has begun, and what ended before it.
+
+        Args:
+            late: Only if the last record is twice as old as it should be.
+
+        Returns:
+            False if there is something to record, and it is not late.
+        """
+        if self._pid != os.getpid():  # forked by the call: its parent records
+            return True
+        with self._mutex:
+            making = None if self._is_on_record else self._making
+            if making is None and not self._ended:
+                return True
+            if late and time.monotonic() - self._recorded_at < 2 * FLUSH_EVERY:
+                return False
+            ended = self._ended
+
+            def operation(connection: sqlite3.Connection) -> None:
+                for end in ended:
+                    end.record(connection)
+                if making is not None:
+                    connection.execute(*making.begin)
+
+            task_ids = [end.task_id for end in ended] + ([making.call.task_id] if making else [])
+            self._store.transact_quietly(operation, flush=True, task_ids=task_ids)
+            self._ended = []
+            self._is_on_record = making is not None or self._is_on_record
+            self._recorded_at = time.monotonic()
         return True

@@ -298,6 +298,7 @@ class TestNotOurs:
             sql.execute(f"PRAGMA journal_mode = {mode}")
         shutil.copy(path, tmp_path / "newer")
         shutil.rmtree(f"{path}-owners")
+        shutil.rmtree(f"{path}-bells")
         for name in list(state_of(tmp_path)):
             if name != "newer":
                 (tmp_path / name).unlink()

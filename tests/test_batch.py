@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from liteerresult import ResultStore, Runner, WorkerLostError
-from liteerresult.batch import decide_lost, plan_group, plan_task, revoke_all
+from liteerresult import ResultStore, Runner, WorkerLostError, batch
+from liteerresult.batch import decide_lost, let_go, plan_group, plan_task, revoke_all
 from liteerresult.fingerprints import call_name, fingerprint
 from liteerresult.serialization import Serializer
 
@@ -158,6 +158,27 @@ def test_a_task_of_its_own(store: ResultStore) -> None:
     assert (meta.status, meta.args, meta.kwargs, meta.owner) == ("PENDING", (1,), {"x": 2}, store.own_owner())
 
 
+def test_what_another_runner_of_this_process_has_is_left_to_it(store: ResultStore) -> None:
+    """Its owner is the same, so the file alone does not tell."""
+    first = plan_group(store, "g", "f", calls(1, 2), None)
+    assert plan_group(store, "g", "f", calls(1, 2), None).todo == []
+    let_go(store, ["g/1"])
+    assert plan_group(store, "g", "f", calls(1, 2), None).todo == first.todo[1:]
+
+
+def test_a_batch_that_could_not_be_recorded_is_in_nobodys_hands(
+    store: ResultStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):  # noqa: PT012 - made, then interrupted
+        context.setattr(batch, "GroupResult", interrupt)
+        plan_group(store, "g", "f", calls(1, 2), None)
+    assert [task_id for _, task_id, _ in plan_group(store, "g", "f", calls(1, 2), None).todo] == ["g/0", "g/1"]
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_what_a_resumed_run_takes_over(store: ResultStore) -> None:
     words = ["done", "failed", "revoked", "waiting", "retry", "running", "custom"]
     plan_group(store, "g", "f", calls(*words), None)
@@ -167,6 +188,7 @@ def test_what_a_resumed_run_takes_over(store: ResultStore) -> None:
     store.mark_as_retry("g/4", "once")
     store.mark_as_started("g/5")
     store.update_state("g/6", "PROGRESS", 1)
+    let_go(store, [f"g/{number}" for number in range(7)])
     plan = plan_group(store, "g", "f", calls(*words), None)
     assert plan.todo == [(1, "g/1", 1), (2, "g/2", 1), (3, "g/3", 0), (4, "g/4", 1)]
     assert [meta.status for meta in store.get_many([f"g/{number}" for number in range(7)])] == [

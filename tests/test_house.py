@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LAYERS = (
     ("errors", "states", "clock"),
     (
-        *("serialization", "exceptions", "bell", "liveness", "termination"),
+        *("serialization", "exceptions", "bell", "marks", "liveness", "termination"),
         *("filesystem", "schema", "forking", "groupcommit", "connection"),
         *("backend", "waiting", "futures", "results", "groups"),
     ),
