@@ -233,20 +233,15 @@ END;
 -- INSERT OR REPLACE would delete a final row without asking any other trigger.
 CREATE TRIGGER tasks_are_not_replaced
 BEFORE INSERT ON tasks
-WHEN EXISTS (SELECT 1 FROM tasks WHERE id = NEW.id AND done_number IS NOT NULL)
-     OR EXISTS (SELECT 1 FROM tasks WHERE number = NEW.number AND id <> NEW.id)
+WHEN EXISTS (SELECT 1 FROM tasks WHERE id = NEW.id) OR EXISTS (SELECT 1 FROM tasks WHERE number = NEW.number)
 BEGIN
-    SELECT RAISE(ABORT, 'another task, or this one when it is final, can''t be replaced');
-END;
-
--- An unfinished task may be replaced: its groups must not lose it with the old row.
-CREATE TRIGGER tasks_keep_groups
-BEFORE INSERT ON tasks
-WHEN EXISTS (SELECT 1 FROM tasks WHERE id = NEW.id AND group_number > 0)
-BEGIN
+    SELECT RAISE(ABORT, 'another task, or this one when it is final, can''t be replaced')
+    WHERE EXISTS (SELECT 1 FROM tasks WHERE id = NEW.id AND done_number IS NOT NULL)
+       OR EXISTS (SELECT 1 FROM tasks WHERE number = NEW.number AND id <> NEW.id);
+    -- An unfinished task may be replaced: its groups must not lose it with the old row.
     INSERT OR IGNORE INTO group_tasks (task_id, group_number, times, direct, counted)
-    SELECT id, group_number, 1, 1, 1 FROM tasks WHERE id = NEW.id;
-    UPDATE tasks SET group_number = 0 WHERE id = NEW.id;
+    SELECT id, group_number, 1, 1, 1 FROM tasks WHERE id = NEW.id AND group_number > 0;
+    UPDATE tasks SET group_number = 0 WHERE id = NEW.id AND group_number > 0;
 END;
 
 
@@ -466,6 +461,8 @@ END;
 
 CREATE TRIGGER group_members_fit
 BEFORE INSERT ON group_members
+WHEN NEW.child_id IS NOT NULL
+     OR EXISTS (SELECT 1 FROM group_members WHERE group_id = NEW.group_id AND position = NEW.position)
 BEGIN
     SELECT RAISE(ABORT, 'the position is taken')
     WHERE EXISTS (SELECT 1 FROM group_members WHERE group_id = NEW.group_id AND position = NEW.position);
@@ -487,8 +484,24 @@ BEGIN
     SELECT RAISE(ABORT, 'delete the member and insert another');
 END;
 
-CREATE TRIGGER group_members_add_task
+-- What is rare about a new member; apart for the same reason as status_change.
+CREATE VIEW member_added (group_id, task_id, child_id) AS SELECT NULL, NULL, NULL;
+
+CREATE TRIGGER group_members_add
 AFTER INSERT ON group_members
+BEGIN
+    -- Plain: the task has a row, is in no group and not final, and no group contains this one. Then its own row
+    -- can keep where it counts.
+    UPDATE tasks SET group_number = (SELECT number FROM groups WHERE id = NEW.group_id)
+    WHERE id = NEW.task_id AND group_number IS NULL AND done_number IS NULL
+      AND EXISTS (SELECT 1 FROM groups WHERE id = NEW.group_id)
+      AND NOT EXISTS (SELECT 1 FROM group_members WHERE child_id = NEW.group_id);
+    UPDATE groups SET members = members + 1, size = size + 1 WHERE id = NEW.group_id AND changes() = 1;
+    INSERT INTO member_added SELECT NEW.group_id, NEW.task_id, NEW.child_id WHERE changes() = 0;
+END;
+
+CREATE TRIGGER member_added_task
+INSTEAD OF INSERT ON member_added
 WHEN NEW.task_id IS NOT NULL
 BEGIN
     INSERT INTO groups (id) SELECT NEW.group_id WHERE NOT EXISTS (SELECT 1 FROM groups WHERE id = NEW.group_id);
@@ -518,8 +531,8 @@ BEGIN
     WHERE id = NEW.task_id AND group_number IS NULL;
 END;
 
-CREATE TRIGGER group_members_add_group
-AFTER INSERT ON group_members
+CREATE TRIGGER member_added_group
+INSTEAD OF INSERT ON member_added
 WHEN NEW.child_id IS NOT NULL
 BEGIN
     INSERT INTO groups (id) SELECT NEW.group_id WHERE NOT EXISTS (SELECT 1 FROM groups WHERE id = NEW.group_id);

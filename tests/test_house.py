@@ -28,7 +28,7 @@ LAYERS = (
     ("errors", "states", "clock"),
     (
         *("serialization", "exceptions", "bell", "liveness", "termination"),
-        *("filesystem", "schema", "forking", "connection"),
+        *("filesystem", "schema", "forking", "connection", "manyrows"),
         *("backend", "waiting", "futures", "results", "groups"),
     ),
     ("core", "tasks", "grouprows", "upkeep", "store"),
