@@ -198,14 +198,13 @@ class Machine(RuleBasedStateMachine):
             assert create() == task_id
             self.tasks[task_id] = Task()
 
-    def may_start(self, worker: str, task_id: str) -> bool:
+    def may_start(self, task_id: str) -> bool:
         task = self.tasks.get(task_id)
         if task is None:
             return True
         if task.status in FINAL or task.status == "STARTED":
             return False
-        own = self.stores[worker]._owners.own
-        return task.owner in (None, own) or task.status in ("PENDING", "RETRY")
+        return task.owner is None or task.status in ("PENDING", "RETRY")
 
     def started(self, worker: str, task_id: str) -> None:
         self.to(task_id, "STARTED")
@@ -215,7 +214,7 @@ class Machine(RuleBasedStateMachine):
     def start(self, worker: str, task_id: str) -> None:
         self.clock.advance(1)
         start = lambda: self.stores[worker].mark_as_started(task_id)  # noqa: E731
-        if self.may_start(worker, task_id):
+        if self.may_start(task_id):
             attempt = start()
             self.started(worker, task_id)
             assert attempt == self.tasks[task_id].retries
@@ -317,7 +316,7 @@ class Machine(RuleBasedStateMachine):
         """Run a task in a block; *interference* is what another program does to it meanwhile."""
         self.clock.advance(1)
         store = self.stores[worker]
-        if not self.may_start(worker, task_id):
+        if not self.may_start(task_id):
             self.refused_transition(lambda: store.run_task(task_id).__enter__(), task_id, "STARTED")
             return
         end = KeyError("gone") if raises else None
