@@ -51,9 +51,10 @@ def fingerprint(
         The fingerprint, and the encoded args and kwargs.
     """
     try:
-        encoded = encode(args), encode(kwargs)
-        identity = "\n".join(encoded)
-        if "{" in identity[:-1] or kwargs:
+        items = encode(list(args))  # a list needs no tag, and is written faster than a tuple
+        encoded = f'{{"$tuple": {items}}}', encode(kwargs) if kwargs else "{}"
+        identity = f"[{encoded[0]}, {encoded[1]}]"
+        if kwargs or "{" in items:
             identity = json.dumps([_canonical(json.loads(part)) for part in encoded], sort_keys=True)
         raw = identity.encode()
     except EncodeError:
@@ -65,9 +66,16 @@ def fingerprint(
             raw = _canonical_pickle((args, kwargs))
         except Exception:  # noqa: BLE001 - anything may be raised by what can't be pickled
             raw = "\n".join(encoded).encode()
+    digest = _digest_of(name).copy()
+    digest.update(raw)
+    return digest.hexdigest(), *encoded
+
+
+@functools.lru_cache(maxsize=16)
+def _digest_of(name: str) -> Any:
     from hashlib import blake2b
 
-    return blake2b(name.encode() + b"\0" + raw, digest_size=16).hexdigest(), *encoded
+    return blake2b(name.encode() + b"\0", digest_size=16)
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .backend import GroupCounts, check_id
 from .connection import Refused
 from .groups import GroupResult, ResultSet
+from .manyrows import execute_for_rows
 from .results import EagerResult
 from .states import DONE
 from .tasks import TaskVerbs
@@ -150,7 +151,7 @@ class GroupVerbs(TaskVerbs):
             if stored == [(task_id or child_id, int(child_id is not None)) for _, _, task_id, child_id in wanted]:
                 return
             connection.execute(_REMOVE_MEMBERS, (group.id,))
-        connection.executemany(_ADD_MEMBER, wanted)
+        execute_for_rows(connection, _ADD_MEMBER, wanted)
 
     def _save_nested(self, connection: sqlite3.Connection, group: GroupResult, now: float) -> None:
         """Save a group for the one that contains it; one that is there as it is stays so, deleted by name or not."""

@@ -6,12 +6,14 @@ import json
 import signal as signals
 from contextlib import suppress
 from contextvars import ContextVar
+from operator import ge
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 from .backend import Rest, TaskMeta, check_id
 from .core import StoreCore
 from .errors import EncodeError, TransitionError
 from .liveness import parse_owner
+from .manyrows import execute_for_rows
 from .results import AsyncResult, ResultBase
 from .serialization import encode_exception, format_traceback
 from .states import DONE, FAILURE, LOST, PENDING, RETRY, REVOKED, STARTED, check_custom
@@ -89,6 +91,17 @@ _FINISH = """
         done_number = (SELECT done_number FROM next_completion)
     WHERE id = ? AND done_number IS NULL AND retries = coalesce(?, retries)"""
 
+# In the order of the ids given; fewer rows than ids if some have none or are final.
+_UNFINISHED = """
+    SELECT tasks.number, tasks.retries FROM json_each(?) AS ids CROSS JOIN tasks ON tasks.id = ids.value
+    WHERE tasks.done_number IS NULL ORDER BY ids.key"""
+
+# SQLite goes through the rows by their numbers, so the completion numbers have to grow with those.
+_FINISH_MANY = """
+    UPDATE tasks SET status = 'DONE', result = new.column2, encoding = new.column3, traceback = NULL,
+        done_at = new.column4, done_number = new.column5
+    FROM (VALUES (?, ?, ?, ?, ?)) AS new WHERE tasks.number = new.column1"""
+
 _FINISH_UNKNOWN = """
     INSERT INTO tasks (status, result, encoding, traceback, done_at, id, created_at, done_number)
     VALUES (?, ?, ?, ?, ?, ?, ?, (SELECT done_number FROM next_completion))"""
@@ -119,10 +132,6 @@ class _Payload(NamedTuple):
     result: str | bytes | None
     encoding: str | None
     traceback: str | None
-
-
-class _NotAllError(Exception):
-    """Not every row of a batch could be finished by the plain statement."""
 
 
 class TaskVerbs(StoreCore):
@@ -379,28 +388,39 @@ class TaskVerbs(StoreCore):
             EncodeError: One of the values can't be stored; nothing changed.
         """
         now, encoding = self.clock.time(), self._serializer.encoding
-        encode, attempt = self._serializer.encode, self._attempts.get
-        rows = [
-            (DONE, encode(value), encoding, None, now, check_id(task_id), attempt(task_id))
-            for task_id, value in results.items()
-        ]
+        ids = [check_id(task_id) for task_id in results]
+        payloads = list(map(self._serializer.encode, results.values()))
+        attempts = list(map(self._attempts.get, ids))
 
         def operation(connection: sqlite3.Connection) -> None:
-            # Some may have no row, or be final: executemany does not say which. Then all are taken back.
-            if connection.executemany(_FINISH, rows).rowcount != len(rows):
-                raise _NotAllError
+            numbers = self._numbers_in_order(connection, ids, attempts)
+            if numbers is None:
+                for task_id, payload, attempt in zip(ids, payloads, attempts, strict=True):
+                    self._finish_row(connection, (DONE, payload, encoding, None, now, task_id, attempt))
+                return
+            (last,) = connection.execute(_COMPLETION_NUMBER).fetchone()
+            rows = [
+                (number, payload, encoding, now, place)
+                for place, (number, payload) in enumerate(zip(numbers, payloads, strict=True), last + 1)
+            ]
+            execute_for_rows(connection, _FINISH_MANY, rows)
 
-        def one_by_one(connection: sqlite3.Connection) -> None:
-            for row in rows:
-                self._finish_row(connection, row)
-
-        if rows:
-            try:
-                self._write(operation)
-            except _NotAllError:
-                self._write(one_by_one)
-            for task_id in results:
+        if ids:
+            self._write(operation)
+            for task_id in ids:
                 self._attempts.pop(task_id, None)
+
+    @staticmethod
+    def _numbers_in_order(
+        connection: sqlite3.Connection, ids: list[str], attempts: list[int | None]
+    ) -> list[int] | None:
+        """Return the rows' numbers if all can be finished now and the numbers grow, None else."""
+        found = connection.execute(_UNFINISHED, (json.dumps(ids),)).fetchall()
+        numbers = [row[0] for row in found]
+        if len(found) != len(ids) or any(map(ge, numbers, numbers[1:])):
+            return None
+        held = all(attempt is None or attempt == row[1] for attempt, row in zip(attempts, found, strict=True))
+        return numbers if held else None
 
     def _finish(self, task_id: str, status: str, payload: _Payload, *, fenced: bool = True) -> None:
         attempt = self._attempt_of(task_id) if fenced else None

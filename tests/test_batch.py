@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from liteerresult import ResultStore, Runner, WorkerLostError, batch
+from liteerresult import AsyncResult, ResultStore, Runner, WorkerLostError, batch
+from liteerresult.backend import GroupCounts
 from liteerresult.batch import decide_lost, let_go, plan_group, plan_task, revoke_all
 from liteerresult.fingerprints import call_name, fingerprint
 from liteerresult.serialization import Serializer
@@ -49,6 +52,15 @@ class Opaque:
 
 
 # Fingerprints
+
+
+@pytest.mark.parametrize("args", [(), (1,), (1.5, "a", None), ([1, [2]], True), ("{",), ({"b": 1, "a": 2},), ((1,),)])
+def test_a_plain_call_is_told_by_its_json(args: tuple[Any, ...]) -> None:
+    """Also the calls that take the short way there."""
+    mark, encoded, kwargs = fingerprint("f", args, {}, encode)
+    assert (encoded, kwargs) == (encode(args), "{}")
+    identity = json.dumps([json.loads(encoded), {}], sort_keys=True)
+    assert mark == blake2b(b"f\0" + identity.encode(), digest_size=16).hexdigest()
 
 
 def test_equal_calls_have_one_fingerprint() -> None:
@@ -195,6 +207,21 @@ def test_what_a_resumed_run_takes_over(store: ResultStore) -> None:
         "DONE", "PENDING", "PENDING", "PENDING", "RETRY", "STARTED", "PROGRESS",
     ]  # fmt: skip
     assert {store.get_task_meta(f"g/{number}").owner for number in (1, 2, 3, 4)} == {store.own_owner()}
+
+
+@pytest.mark.parametrize("count", [1, 120])
+def test_a_batch_whose_group_was_deleted(store: ResultStore, count: int) -> None:
+    """Its tasks are still there: what is done stays done."""
+    store.mark_as_done("g0/0", "of another group")
+    plan_group(store, "g", "f", calls(*range(count)), None)
+    store.mark_as_done("g/0", 7)
+    store.delete_group("g")
+    for gone in range(1, count, 2):
+        store.forget(f"g/{gone}")
+    plan = plan_group(store, "g", "f", calls(*range(count)), None)
+    assert plan.todo == [(position, f"g/{position}", 0) for position in range(1, count)]
+    assert store.group_counts("g") == GroupCounts(count, 1, 0, 0, count, 1)
+    assert AsyncResult("g/0", store).get(timeout=0) == 7
 
 
 def test_a_refused_batch_leaves_no_trace(store: ResultStore) -> None:

@@ -28,7 +28,7 @@ LAYERS = (
     ("errors", "states", "clock"),
     (
         *("serialization", "exceptions", "bell", "marks", "liveness", "termination"),
-        *("filesystem", "schema", "forking", "groupcommit", "connection"),
+        *("filesystem", "schema", "forking", "groupcommit", "connection", "manyrows"),
         *("backend", "waiting", "futures", "results", "groups"),
     ),
     ("core", "tasks", "grouprows", "upkeep", "store"),

@@ -362,6 +362,29 @@ class TestValues:
         db.close()
         assert stored == (text, 1)
 
+    @pytest.mark.parametrize("ensure_ascii", [True, False])
+    @pytest.mark.parametrize(
+        "make",
+        [
+            None,
+            lambda: None,
+            lambda *_: lambda value, level: ("{}",),
+            lambda *_: lambda value, level: 3,
+            "as it is",
+        ],
+    )
+    def test_whatever_python_has_of_an_encoder_the_text_is_the_same(
+        self, monkeypatch: pytest.MonkeyPatch, make: Any, ensure_ascii: bool
+    ) -> None:
+        if make != "as it is":
+            monkeypatch.setattr(serialization, "c_make_encoder", make)
+        encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, check_circular=False, allow_nan=False)
+        dump = serialization._encode_of(encoder)
+        for value in ({"a": [1, 2.5, None, True]}, "\x00\x7f\ud800ä\n", -0.0, [], {}, [[{}]], 10**400):
+            assert dump(value) == encoder.encode(value)
+        with pytest.raises(ValueError, match="Out of range"):
+            dump([math.nan])
+
     def test_usual_values_are_neither_copied_nor_tagged(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The store's hot path counts on it: without the short way each would cost three times as much."""
         monkeypatch.setattr(serialization, "_Walk", None)

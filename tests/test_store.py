@@ -30,6 +30,7 @@ from liteerresult import (
     TransitionError,
     WorkerLostError,
 )
+from liteerresult.backend import GroupCounts
 from liteerresult.liveness import Owners
 from tests.support import DEADLINE, ROOT, ManualClock, run_python
 
@@ -313,6 +314,40 @@ def test_mark_many_as_done_is_all_or_nothing(store: ResultStore, clock: ManualCl
     with pytest.raises(EncodeError):
         store.mark_many_as_done({"a": 1, "b": object()})
     assert [name for name in "ab" if store.exists(name)] == []
+
+
+@pytest.mark.parametrize("kind", ["in order", "backwards", "with unknown ones", "an own attempt", "another state"])
+def test_mark_many_as_done_by_few_statements_or_one_by_one(store: ResultStore, clock: ManualClock, kind: str) -> None:
+    """By few statements if all are recorded, unfinished and in the order of their rows; the outcome is alike."""
+    ids = [f"t{number}" for number in range(120)]
+    for task_id in ids if kind != "with unknown ones" else ids[::2]:
+        store.create_task(task_id=task_id)
+    store.create_group(ids, "all")
+    nested = store.create_group([*ids[10:60], ids[10]], "some")
+    store.create_group([nested, ids[0]], "outer")
+    store.mark_as_failure("earlier", "no")
+    if kind == "an own attempt":
+        store.mark_as_started(ids[3])
+        store.mark_as_retry(ids[3], ValueError("again"))
+        assert store.mark_as_started(ids[3]) == 1
+    elif kind == "another state":
+        store.update_state(ids[3], "PROGRESS", ["3"])
+        store.mark_as_retry(ids[4], ValueError("again"))
+        store.mark_as_started(ids[5])
+    given = list(reversed(ids)) if kind == "backwards" else ids
+    clock.advance(1)
+    store.mark_many_as_done({task_id: [task_id[1:]] for task_id in given})
+    assert store.completed_since(0) == (121, ["earlier", *given])
+    for meta in store.get_many(ids):
+        assert (meta.status, meta.result, meta.traceback, meta.done_at) == (
+            "DONE", [meta.task_id[1:]], None, clock.time(),
+        )  # fmt: skip
+    assert store.group_counts("all") == GroupCounts(120, 120, 0, 0, 120, 120)
+    assert store.group_counts("some") == GroupCounts(51, 51, 0, 0, 51, 51)
+    assert store.group_counts("outer") == GroupCounts(52, 52, 0, 0, 2, 2)
+    with pytest.raises(TransitionError) as caught:
+        store.mark_many_as_done(dict.fromkeys(given))
+    assert caught.value.task_id == given[0]
 
 
 def test_mark_many_as_done_tells_of_a_task_done_at_the_same_moment(store: ResultStore) -> None:
