@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import liteerresult
 from liteerresult import ResultStore
 
 from .harness import CONTEXT, Claim, Report, Settings, check, in_turn, keep_writeback_out, once, ratio
@@ -85,6 +88,7 @@ IMPORTS = {
     "import liteerresult": "import liteerresult",
     f"{BARE} (floor)": BARE,
     "the first, after the second": f"{BARE}; begin(); import liteerresult",
+    "the same, our bytecode not kept": f"{BARE}; begin(); import liteerresult",
 }
 PROGRAM = """
 import sys, time
@@ -100,18 +104,26 @@ print((time.perf_counter_ns() - began) / 1e6, *sorted(set(sys.modules) - known))
 def import_(settings: Settings) -> Report:
     rounds = settings.size(40, 2)
     loaded: dict[str, set[str]] = {}
+    # Bytecode is kept as an installer leaves it, wherever this runs from and whatever the environment says of it.
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
-    def run(label: str) -> list[float]:
-        program = PROGRAM.format(statement=IMPORTS[label])
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    def run(label: str, environment: dict[str, str]) -> list[float]:
+        command = [sys.executable, "-c", PROGRAM.format(statement=IMPORTS[label])]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         spent, *modules = done.stdout.split()
         check("liteerresult" in modules or label.startswith(BARE), "nothing was imported")
         loaded[label] = {name for name in modules if name in _HEAVY}
         return [float(spent)]
 
-    for label in IMPORTS:
-        run(label)  # compiles what is not compiled yet
-    arms = in_turn({label: lambda _, label=label: run(label) for label in IMPORTS}, rounds, "ms")
+    with settings.place() as folder:
+        ours = str(Path(liteerresult.__file__).parent).lstrip("/")
+        environments = [{**kept, "PYTHONPYCACHEPREFIX": str(folder / label)} for label in ("kept", "not kept")]
+        for environment in environments:
+            run("import liteerresult", environment)  # compiles
+        shutil.rmtree(folder / "not kept" / ours)
+        environments[1]["PYTHONDONTWRITEBYTECODE"] = "1"
+        works = {label: lambda _, label=label: run(label, environments["not kept" in label]) for label in IMPORTS}
+        arms = in_turn(works, rounds, "ms")
     claims = [Claim(f"beyond {BARE}", arms[2].p50, 40, "ms")]
     notes = [
         f"difference of the medians of whole imports: {arms[0].p50 - arms[1].p50:.1f} ms",

@@ -234,17 +234,20 @@ class GroupCounts(NamedTuple):
 class Waiting(Protocol):
     """An armed watch on a backend; a context manager."""
 
-    def wait(self, timeout: float | None, owners: Collection[str] | None = None) -> None:
+    def wait(self, timeout: float | None, owners: Collection[str] | None = None) -> bool | None:
         """
-        Return when something may have changed, or after *timeout* seconds.
+        Return when something may have changed, or after *timeout* seconds, or to be asked again.
 
         Args:
             timeout: In seconds, None for no limit.
             owners: Owners whose death matters to the waiter; None for any.
+
+        Returns:
+            False if nothing has changed for certain since the waiter last looked; else it looks, each time.
         """
         ...
 
-    async def wait_async(self, timeout: float | None, owners: Collection[str] | None = None) -> None:
+    async def wait_async(self, timeout: float | None, owners: Collection[str] | None = None) -> bool | None:
         """Do the same without blocking the running loop."""
         ...
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import sqlite3
 import sys
@@ -51,6 +52,8 @@ _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 _gate = ForkGate(_databases)  # type: ignore[arg-type]  # a WeakSet is invariant
 _inside = _gate.inside
 
+_serials = itertools.count()  # tell a connection from one that had the same place in memory
+
 # Connections of a fork that could not be prepared: using or closing them in the child would disturb the parent.
 _abandoned: list[object] = []
 
@@ -64,6 +67,7 @@ class _Connection:
 
     def __init__(self, raw: sqlite3.Connection, owner: Database) -> None:
         self.raw = raw
+        self.serial = next(_serials)
         self.pid = os.getpid()
         self._owner = weakref.ref(owner)
 
@@ -297,6 +301,27 @@ class Database:
                     connection.text_factory = str
         except sqlite3.Error as exc:
             raise self.mapped(exc) from exc
+        finally:
+            if not inner:
+                _inside.discard(ident)
+
+    def version(self) -> tuple[int, int, int]:
+        """
+        Return what is another tuple than the last time in this thread if anybody has committed since.
+
+        SQLite's ``data_version`` moves for the commits of every other connection, in this process too; the second
+        number counts this connection's own. A connection that was opened anew begins anew, so it has its own first one.
+        """
+        ident = get_ident()
+        inner = ident in _inside
+        try:
+            if not inner:
+                _inside.add(ident)
+                if _gate.is_shut:
+                    _gate.wait(ident)
+            ((others,),) = self.read("PRAGMA data_version")
+            connection = self._local.connection
+            return connection.serial, connection.raw.total_changes, others
         finally:
             if not inner:
                 _inside.discard(ident)

@@ -191,31 +191,39 @@ def _let_go(database: Database, bell: Bell, pid: int) -> None:
 class StoreWatch:
     """An armed watch on a store. Whoever waits also notices the dead."""
 
-    __slots__ = ("_probed", "_probed_since", "_store", "_watch")
+    __slots__ = ("_probed", "_probed_since", "_recorded", "_store", "_version", "_watch")
 
     def __init__(self, store: StoreCore, watch: Watch) -> None:
         self._store = store
         self._watch = watch
         self._probed: set[str] = set()
         self._probed_since = time.monotonic()
+        # The file's version at the last tick that asked for a look, and the owners if they were read since.
+        self._version: tuple[int, int, int] | None = None
+        self._recorded: list[str] | None = None
 
-    def wait(self, timeout: float | None, owners: Collection[str] | None = None) -> None:
+    def wait(self, timeout: float | None, owners: Collection[str] | None = None) -> bool:
         """
-        Return when the store may have changed, or after *timeout* seconds.
+        Return when the store may have changed, or after *timeout* seconds, or at the fallback tick.
 
         Args:
             timeout: In seconds; None for no limit.
             owners: Owners whose death matters to the waiter; None for any.
-        """
-        if not self._settle_dead(owners):
-            limit = self._limit(timeout)
-            self._count(self._watch.wait(limit), limit == timeout, owners)
 
-    async def wait_async(self, timeout: float | None, owners: Collection[str] | None = None) -> None:
+        Returns:
+            False at a tick if nothing was committed since the last one: no need to look. Else look, each time.
+        """
+        if self._settle_dead(owners):
+            return True
+        limit = self._limit(timeout)
+        return self._judge(self._watch.wait(limit), limit == timeout, owners)
+
+    async def wait_async(self, timeout: float | None, owners: Collection[str] | None = None) -> bool:
         """Do the same without blocking the running loop."""
-        if not self._settle_dead(owners):
-            limit = self._limit(timeout)
-            self._count(await self._watch.wait_async(limit), limit == timeout, owners)
+        if self._settle_dead(owners):
+            return True
+        limit = self._limit(timeout)
+        return self._judge(await self._watch.wait_async(limit), limit == timeout, owners)
 
     def fire(self) -> None:
         """Make the wait return now; from any thread."""
@@ -237,17 +245,24 @@ class StoreWatch:
             return tick if timeout is None else timeout
         return min(tick, timeout)
 
-    def _count(self, heard: bool, ended: bool, owners: Collection[str] | None) -> None:
-        wakes = self._store.wakes
-        if not heard:
-            if not ended:
-                wakes.ticks += 1
-            return
-        wakes.events += 1
-        while self._watch.names:
-            with contextlib.suppress(KeyError):  # another thread's hub may add meanwhile
-                self._probed.discard(self._watch.names.pop().removesuffix(".lock"))
-        self._settle_dead(owners)
+    def _judge(self, heard: bool, ended: bool, owners: Collection[str] | None) -> bool:
+        """Return whether to look, after a wait that *heard* something, or *ended* with the waiter's own time."""
+        store = self._store
+        if not heard and not ended:
+            store.wakes.ticks += 1
+            # Before the look: what is committed after this moves the version that the next tick finds.
+            version = store._db.version()
+            if version == self._version:
+                return False
+            self._version = version
+        self._recorded = None
+        if heard:
+            store.wakes.events += 1
+            while self._watch.names:
+                with contextlib.suppress(KeyError):  # another thread's hub may add meanwhile
+                    self._probed.discard(self._watch.names.pop().removesuffix(".lock"))
+            self._settle_dead(owners)
+        return True
 
     def _settle_dead(self, owners: Collection[str] | None) -> bool:
         """Probe those that were not probed yet; return whether anything was settled."""
@@ -258,11 +273,15 @@ class StoreWatch:
             self._probed_since = now
             self._probed.clear()
         if owners is None:
-            owners = store.owners()
+            if self._recorded is None:
+                self._recorded = store.owners()
+            owners = self._recorded
         settled = False
         for owner in owners:
             if owner not in self._probed:
                 self._probed.add(owner)
                 if not store.owner_is_alive(owner):
                     settled = bool(store.settle(owner)) or settled
+        if settled:
+            self._recorded = None
         return settled

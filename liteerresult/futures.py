@@ -68,7 +68,8 @@ class _Completer:
                 while self._take(backend, pending):
                     seen, number = number, self._look(backend, pending, number)
                     if seen == number and pending and not self._new:
-                        watch.wait(None)
+                        while watch.wait(None) is False:
+                            pass
         except BaseException as exc:  # noqa: BLE001 - nobody else could hear of it
             with self._mutex:
                 self._running, self._watch = False, None

@@ -8,7 +8,7 @@ from .backend import TaskMeta, check_id, default_backend
 from .clock import uuid7
 from .results import AsyncResult, BaseAsyncResult, EagerResult, ResultBase, link_to
 from .states import DONE, PROPAGATE_STATES
-from .waiting import Deadline, Park, Stream, arrivals, drive, drive_async
+from .waiting import Deadline, Park, Stream, arrivals, drive, drive_async, parked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -574,9 +574,7 @@ class GroupResult(ResultSet):
             left = deadline.remaining()
             if counts.waiting == 0 or left == 0.0 or (propagate and counts.failed + counts.revoked):
                 break
-            yield Park(left)
-            if on_interval is not None:
-                on_interval()
+            yield from parked(deadline, None, on_interval)
         if counts is not None and callback is None and counts.done == counts.size == counts.members:
             backend = self.backend
             values = None if backend is None else backend.group_values(self.id)

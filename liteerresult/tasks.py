@@ -406,7 +406,7 @@ class TaskVerbs(StoreCore):
             execute_for_rows(connection, _FINISH_MANY, rows)
 
         if ids:
-            self._write(operation)
+            self._write(operation, ids)
             for task_id in ids:
                 self._attempts.pop(task_id, None)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import TimeoutError  # noqa: A004 - also the builtin one
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .backend import Backend, TaskMeta, Waiting
 
-__all__ = ["Deadline", "Park", "Stream", "arrivals", "drive", "drive_async", "one"]
+__all__ = ["Deadline", "Park", "Stream", "arrivals", "drive", "drive_async", "one", "parked"]
 
 READ_AT_ONCE = 1000
 """Rows read by one query."""
@@ -31,17 +31,22 @@ NAMED_AT_MOST = 10
 _T = TypeVar("_T")
 
 
-class Park(NamedTuple):
+class Park:
     """
     Wait here for a change.
 
     Attributes:
         timeout: Longest wait in seconds; None for no limit.
         owners: Owners whose death matters; None for any.
+        in_vain: Set by whoever waited: nothing has changed, so there is no need to look.
     """
 
-    timeout: float | None
-    owners: Collection[str] | None = None
+    __slots__ = ("in_vain", "owners", "timeout")
+
+    def __init__(self, timeout: float | None, owners: Collection[str] | None = None) -> None:
+        self.timeout = timeout
+        self.owners = owners
+        self.in_vain = False
 
 
 class Deadline:
@@ -86,6 +91,20 @@ class Deadline:
         return left
 
 
+def parked(
+    deadline: Deadline, owners: Collection[str] | None, on_interval: Callable[[], object] | None
+) -> Generator[Park, None, None]:
+    """Park until there may be something new to see, or the time is up."""
+    while (left := deadline.remaining()) != 0.0:
+        # A new one each time: whoever breaks off a wait has not answered, and then the next step is to look.
+        park = Park(left, owners)
+        yield park
+        if on_interval is not None:
+            on_interval()
+        if not park.in_vain:
+            return
+
+
 def one(
     backend: Backend, task_id: str, deadline: Deadline, on_interval: Callable[[], object] | None = None
 ) -> Generator[Park, None, TaskMeta]:
@@ -96,10 +115,8 @@ def one(
         number = meta.number
         if meta.ready:
             return meta
-        left = deadline.check([task_id])
-        yield Park(left, (meta.owner,) if meta.owner else ())
-        if on_interval is not None:
-            on_interval()
+        deadline.check([task_id])
+        yield from parked(deadline, (meta.owner,) if meta.owner else (), on_interval)
 
 
 def arrivals(
@@ -134,11 +151,9 @@ def arrivals(
                 yield meta
         if not pending:
             return
-        left = deadline.check(pending, total)
+        deadline.check(pending, total)
         if not completed:
-            yield Park(left)
-            if on_interval is not None:
-                on_interval()
+            yield from parked(deadline, None, on_interval)
 
 
 def drive(backend: Backend, steps: Generator[Park, None, _T], task_id: str | None = None) -> _T:
@@ -148,7 +163,7 @@ def drive(backend: Backend, steps: Generator[Park, None, _T], task_id: str | Non
         with backend.watch(task_id) as watch:
             while True:
                 park = next(steps)
-                watch.wait(park.timeout, park.owners)
+                park.in_vain = watch.wait(park.timeout, park.owners) is False
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
     finally:
@@ -162,7 +177,7 @@ async def drive_async(backend: Backend, steps: Generator[Park, None, _T], task_i
         with backend.watch(task_id) as watch:
             while True:
                 park = next(steps)
-                await watch.wait_async(park.timeout, park.owners)
+                park.in_vain = await watch.wait_async(park.timeout, park.owners) is False
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
     finally:
@@ -193,7 +208,7 @@ class Stream:
             if type(item) is not Park:
                 return item
             if self._armed():
-                self._watch.wait(item.timeout, item.owners)  # type: ignore[union-attr]
+                item.in_vain = self._watch.wait(item.timeout, item.owners) is False  # type: ignore[union-attr]
 
     async def __anext__(self) -> Any:
         while True:
@@ -204,7 +219,7 @@ class Stream:
             if type(item) is not Park:
                 return item
             if self._armed():
-                await self._watch.wait_async(item.timeout, item.owners)  # type: ignore[union-attr]
+                item.in_vain = await self._watch.wait_async(item.timeout, item.owners) is False  # type: ignore[union-attr]
 
     def _step(self) -> Any:
         try:

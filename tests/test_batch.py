@@ -218,6 +218,7 @@ def test_a_batch_whose_group_was_deleted(store: ResultStore, count: int) -> None
     store.delete_group("g")
     for gone in range(1, count, 2):
         store.forget(f"g/{gone}")
+    let_go(store, [f"g/{number}" for number in range(count)])
     plan = plan_group(store, "g", "f", calls(*range(count)), None)
     assert plan.todo == [(position, f"g/{position}", 0) for position in range(1, count)]
     assert store.group_counts("g") == GroupCounts(count, 1, 0, 0, count, 1)

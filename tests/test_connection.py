@@ -38,6 +38,39 @@ def ids(database: Database) -> list[str]:
     return [row[0] for row in database.read("SELECT id FROM tasks ORDER BY id")]
 
 
+class TestVersion:
+    def test_stays_while_nobody_commits(self, database: Database) -> None:
+        database.transact(insert("a"))
+        before = database.version()
+        assert ids(database) == ["a"]
+        with closing(sqlite3.connect(database.path)) as other:
+            assert other.execute("SELECT id FROM tasks").fetchall() == [("a",)]
+        assert database.version() == before
+
+    @pytest.mark.parametrize("who", ["this thread", "another thread", "another program"])
+    def test_moves_with_each_commit(self, database: Database, who: str) -> None:
+        seen = {database.version()}
+        for number in range(10):
+            if who == "this thread":
+                database.transact(insert(f"{number}"))
+            elif who == "another thread":
+                with ThreadPoolExecutor() as pool:
+                    pool.submit(database.transact, insert(f"{number}")).result()
+            else:
+                with closing(sqlite3.connect(database.path)) as other:
+                    insert(f"{number}")(other)
+                    other.commit()
+            seen.add(database.version())
+        assert len(seen) == 11
+
+    def test_moves_with_a_new_connection(self, database: Database) -> None:
+        seen = set()
+        for _ in range(10):
+            seen.add(database.version())
+            database.before_fork()
+        assert len(seen) == 10
+
+
 class TestTransact:
     def test_commits_and_returns_the_value(self, database: Database) -> None:
         assert database.transact(insert("a")) == 1

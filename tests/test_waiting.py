@@ -22,7 +22,7 @@ import inotify_simple
 import pytest
 
 import liteerresult
-from liteerresult import AsyncResult, GroupResult, ResultSet, ResultStore, WorkerLostError, bell
+from liteerresult import AsyncResult, GroupResult, ResultSet, ResultStore, WorkerLostError, bell, connection
 from liteerresult.liveness import Owners
 from liteerresult.waiting import Deadline
 from tests.support import eventually
@@ -376,6 +376,189 @@ async def test_the_end_of_an_owner_wakes_a_coroutine(store: ResultStore) -> None
     elsewhere.die()
     with pytest.raises(WorkerLostError):
         await asyncio.wait_for(waiter, LIMIT)
+
+
+# The tick: a look is skipped if nothing was committed since the last one. These tests are deaf, so that
+# nothing but the tick can end a wait; it is short here, and quiet some times before anything happens.
+
+WAYS: dict[str, Callable[[ResultStore, Any], Any]] = {
+    "get": lambda store, look: AsyncResult("a", store).get(timeout=LIMIT, on_interval=look),
+    "join of a set": lambda store, look: ResultSet(["a"], backend=store).join(timeout=LIMIT, on_interval=look)[0],
+    "join of a stored group": lambda store, look: GroupResult.stored("g", store).join(LIMIT, on_interval=look)[0],
+    "iterate": lambda store, _: next(ResultSet(["a"], backend=store).iterate(timeout=LIMIT)),
+    "await": lambda store, _: asyncio.run(asyncio.wait_for(AsyncResult("a", store), LIMIT)),
+    "future": lambda store, _: AsyncResult("a", store).future().result(LIMIT),
+}
+each_way = pytest.mark.parametrize("way", WAYS)
+
+
+@pytest.fixture
+def deaf(store: ResultStore, monkeypatch: pytest.MonkeyPatch) -> ResultStore:
+    """Return the store with a group ``g`` of one task ``a``, a short tick, and nobody who hears anything."""
+    store.create_group([store.create_task(task_id="a")], group_id="g")
+    store.fallback_tick = 0.02
+    monkeypatch.setattr(bell._Hub, "_hear", lambda *_: None)
+    return store
+
+
+def quiet_ticks(store: ResultStore, count: int = 4) -> None:
+    """Return after *count* more ticks."""
+    before = store.wakes.ticks
+    eventually(lambda: store.wakes.ticks >= before + count, what="the ticks")
+
+
+def finish_in_plain_sql(store: ResultStore) -> None:
+    with closing(sqlite3.connect(store.path)) as other:
+        other.execute("UPDATE tasks SET status = 'DONE', result = '1' WHERE id = 'a'")
+        other.commit()
+
+
+@each_way
+def test_a_tick_finds_what_another_connection_wrote(deaf: ResultStore, way: str) -> None:
+    with ThreadPoolExecutor() as pool:
+        waiter = pool.submit(WAYS[way], deaf, None)
+        for turn in range(2):  # the second time after a look that was for nothing
+            quiet_ticks(deaf)
+            assert not waiter.done()
+            deaf.mark_as_done(f"other {turn}")
+        quiet_ticks(deaf)
+        finish_in_plain_sql(deaf)
+        assert waiter.result() == 1
+
+
+@each_way
+def test_a_tick_finds_what_another_thread_wrote(deaf: ResultStore, way: str) -> None:
+    with ThreadPoolExecutor() as pool:
+        waiter = pool.submit(WAYS[way], deaf, None)
+        quiet_ticks(deaf)
+        deaf.mark_as_done("a", 1)
+        assert waiter.result() == 1
+
+
+@pytest.mark.parametrize("way", ["get", "join of a set", "join of a stored group"])
+def test_a_tick_finds_what_its_own_thread_wrote(deaf: ResultStore, way: str) -> None:
+    """``data_version`` does not move for the commits of the connection that asks."""
+    ticks: list[int] = []
+
+    def write() -> None:
+        ticks.append(1)
+        if len(ticks) == 4:
+            deaf.mark_as_done("a", 1)
+
+    assert WAYS[way](deaf, write) == 1
+    assert len(ticks) == 5
+
+
+@pytest.mark.asyncio
+async def test_a_tick_finds_what_another_coroutine_wrote(deaf: ResultStore) -> None:
+    """All coroutines of a loop have one connection."""
+
+    async def wait() -> Any:
+        return await AsyncResult("a", deaf)
+
+    waiter = asyncio.create_task(wait())
+    await asyncio.to_thread(quiet_ticks, deaf)
+    deaf.mark_as_done("a", 1)
+    assert await asyncio.wait_for(waiter, LIMIT) == 1
+
+
+@pytest.mark.parametrize("look", range(2, 6))
+def test_a_tick_finds_what_was_written_right_after_a_look(
+    deaf: ResultStore, look: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the version that the next tick compares with would be one that no look has seen."""
+    real, looks = deaf.get_task_meta, []
+
+    def slow(*args: Any) -> Any:
+        meta = real(*args)
+        looks.append(meta)
+        if len(looks) == look:
+            finish_in_plain_sql(deaf)
+        else:
+            deaf.mark_as_done(f"other {len(looks)}")  # or it would not look again
+        return meta
+
+    monkeypatch.setattr(deaf, "get_task_meta", slow)
+    assert AsyncResult("a", deaf).get(timeout=LIMIT) == 1
+    assert len(looks) > look
+
+
+def test_a_tick_finds_what_was_written_when_the_connections_were_closed_for_a_fork(deaf: ResultStore) -> None:
+    """A new connection counts from the start: its numbers may be those of the old one."""
+    with ThreadPoolExecutor() as pool:
+        waiter = pool.submit(AsyncResult("a", deaf).get, timeout=LIMIT)
+        quiet_ticks(deaf)
+        connection._gate.shut()
+        deaf._db.before_fork()
+        finish_in_plain_sql(deaf)
+        connection._gate.reopen()
+        assert waiter.result() == 1
+
+
+@pytest.mark.parametrize("way", ["get", "join of a set", "join of a stored group"])
+def test_a_quiet_tick_reads_no_row_and_calls_on_interval(
+    deaf: ResultStore, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaf.mark_as_started("other")  # so there is an owner
+    real, read, ticks = deaf._db.read, [], []
+
+    def spy(sql: str, *args: Any) -> Any:
+        read.append((len(ticks), sql))
+        return real(sql, *args)
+
+    monkeypatch.setattr(deaf._db, "read", spy)
+    with ThreadPoolExecutor() as pool:
+        waiter = pool.submit(WAYS[way], deaf, lambda: ticks.append(1))
+        quiet_ticks(deaf, 20)
+        last = len(ticks)
+        deaf.mark_as_done("a", 1)
+        assert waiter.result() == 1
+    assert last > 10
+    # The first call is at arming, and the first tick has nothing to compare with.
+    assert {sql for tick, sql in read if 2 < tick < last} == {"PRAGMA data_version"}
+
+
+@each_way
+@pytest.mark.parametrize("owner", ["was there", "came while nobody heard"])
+def test_a_tick_finds_the_dead_though_their_end_was_not_heard(deaf: ResultStore, way: str, owner: str) -> None:
+    """Nothing in the file tells of it: the lock itself has to be tried."""
+    deaf.forget("a")
+    elsewhere = OwnerElsewhere(deaf, "a") if owner == "was there" else None
+    with ThreadPoolExecutor() as pool:
+        waiter = pool.submit(WAYS[way], deaf, None)
+        quiet_ticks(deaf, 20)  # more than 0.25 s, so that it was found alive several times
+        if elsewhere is None:
+            elsewhere = OwnerElsewhere(deaf, "a")
+            quiet_ticks(deaf, 20)
+        assert not waiter.done()
+        elsewhere.die()
+        began = time.monotonic()
+        with pytest.raises(WorkerLostError):
+            waiter.result()
+        assert time.monotonic() - began < 1  # 0.25 and a tick; this machine has other work
+
+
+def test_a_step_that_was_broken_off_is_followed_by_a_look(store: ResultStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the broken wait had heard is told to nobody else."""
+
+    class Broken:
+        answers = iter([False, False, None])
+
+        def wait(self, *_: Any) -> bool:
+            answer = next(self.answers)
+            if answer is None:
+                store.mark_as_done("a", 1)
+                raise KeyboardInterrupt
+            return answer
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(store, "watch", Broken)
+    values = ResultSet(["a"], backend=store).iterate()
+    with pytest.raises(KeyboardInterrupt):
+        next(values)
+    assert next(values) == 1
 
 
 # asyncio
