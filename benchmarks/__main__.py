@@ -24,6 +24,7 @@ BENCHMARKS = {
     "idle": "waking:idle",
     "batch": "starting:batch",
     "import": "starting:import_",
+    "profile": "profiling:profile",
 }
 """Name, as in the table of the README, to module and function."""
 

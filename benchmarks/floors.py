@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 from .harness import RESULT_TEXT, check, task_id, timed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from liteerresult import ResultStore
 
@@ -113,13 +113,21 @@ class WalSync:
         self.close()
 
 
+def frames_of(path: str, commit: Callable[[int], object], numbers: Sequence[int]) -> float:
+    """Commit with each number in a file whose log is short, and return how many pages each wrote to it, on average."""
+    log = Path(path + "-wal")
+    before = log.stat().st_size
+    timed(commit, numbers)
+    with Path(path).open("rb") as file:
+        page_size = int.from_bytes(file.read(18)[16:], "big")
+    frames = (log.stat().st_size - before) / len(numbers) / (page_size + 24)
+    check(frames < 50, f"a commit wrote {frames} frames")
+    return frames
+
+
 def frames_of_a_finish(store: ResultStore, numbers: list[int], result: object) -> int:
     """Finish tasks of a store whose log is short, and return how many pages each commit wrote to it."""
-    log = Path(store.path + "-wal")
     with contextlib.suppress(OSError):
-        before = log.stat().st_size
-        timed(lambda number: store.mark_as_done(task_id(number), result), numbers)
-        frames = (log.stat().st_size - before) / len(numbers) / (2048 + 24)
-        check(frames < 50, f"a commit wrote {frames} frames")
+        frames = frames_of(store.path, lambda number: store.mark_as_done(task_id(number), result), numbers)
         return max(1, round(frames))
     return 4
