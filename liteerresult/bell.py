@@ -185,9 +185,9 @@ class _Hub:
         return tuple(wds)
 
     def disarm(self, watch: Watch, wds: tuple[int, ...]) -> None:
-        # The kernel's watch stays: adding and removing one costs more than an event nobody reads.
+        # The kernel's watch stays: adding and removing one costs more than an event nobody reads. Clearing up is
+        # left to the next one that arms: who was woken has better things to do.
         self._gone.append((watch, wds, ()))
-        self._clear_up()
 
     def forget(self, paths: Iterable[str]) -> None:
         """Remove the kernel's watches of a store that is closed, unless someone still listens."""
@@ -231,9 +231,10 @@ class _Hub:
 
     def _read(self) -> None:
         """Read what the kernel has for us and mark who is meant. Called with the mutex held."""
-        data = b""
-        with contextlib.suppress(BlockingIOError):
+        try:
             data = os.read(self.fd, _READ_SIZE)  # type: ignore[arg-type]
+        except BlockingIOError:
+            return
         offset = 0
         while offset < len(data):
             wd, mask, _, length = _EVENT.unpack_from(data, offset)
@@ -274,7 +275,7 @@ class _Hub:
 
     def wait(self, watch: Watch, timeout: float | None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
-        leading = False
+        leading = alone = False
         try:
             while True:
                 with self._mutex:
@@ -295,14 +296,22 @@ class _Hub:
                     with self._mutex:
                         self._leader, leading = None, False
                         self._take(polled)
+                        if watch._fired and not self._followers:
+                            watch._fired = False
+                            alone = True
+                            return True
                 else:
                     self._follow(watch, remaining)
         finally:
-            with self._mutex:
-                if leading:
-                    self._leader = None
-                if self._leader is None and self._followers:
-                    self._followers.pop()._gate.release()  # the next one leads
+            if not alone:
+                self._hand_over(leading=leading)
+
+    def _hand_over(self, *, leading: bool) -> None:
+        with self._mutex:
+            if leading:
+                self._leader = None
+            if self._leader is None and self._followers:
+                self._followers.pop()._gate.release()  # the next one leads
 
     def _take(self, polled: list[tuple[int, int]]) -> None:
         for fd, _ in polled:
@@ -438,19 +447,20 @@ class Bell:
         Args:
             task_ids: The tasks; None wakes everybody who watches.
         """
-        with contextlib.suppress(OSError):
-            try:
-                for name in self._names(task_ids):
-                    fd = self._fds.get(name)
-                    os.pwrite(self._open(name) if fd is None else fd, b"\n", 0)
-            except OSError:  # no more files can be opened, say
+        try:
+            for name in self._names(task_ids):
+                fd = self._fds.get(name)
+                os.pwrite(self._open(name) if fd is None else fd, b"\n", 0)
+        except OSError:  # no more files can be opened, say
+            with contextlib.suppress(OSError):
                 os.pwrite(self._fds.get(_EVERYBODY, -1), b"\n", 0)
 
     def _names(self, task_ids: Collection[str] | None) -> Collection[str]:
         if task_ids is None or not self._channels:
             return (_EVERYBODY,)
         if len(task_ids) == 1:
-            return [shard_of(task_id) for task_id in task_ids]
+            (task_id,) = task_ids
+            return (_NAMES[binascii.crc32(task_id.encode()) % SHARDS],)
         names = {shard_of(task_id) for task_id in task_ids}
         return names if len(names) <= SHARDS_AT_MOST else (_EVERYBODY,)
 

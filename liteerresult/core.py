@@ -216,14 +216,14 @@ class StoreWatch:
         if self._settle_dead(owners):
             return True
         limit = self._limit(timeout)
-        return self._judge(self._watch.wait(limit), limit == timeout, owners)
+        return self._judge(self._watch.wait(limit), limit == timeout)
 
     async def wait_async(self, timeout: float | None, owners: Collection[str] | None = None) -> bool:
         """Do the same without blocking the running loop."""
         if self._settle_dead(owners):
             return True
         limit = self._limit(timeout)
-        return self._judge(await self._watch.wait_async(limit), limit == timeout, owners)
+        return self._judge(await self._watch.wait_async(limit), limit == timeout)
 
     def fire(self) -> None:
         """Make the wait return now; from any thread."""
@@ -245,7 +245,7 @@ class StoreWatch:
             return tick if timeout is None else timeout
         return min(tick, timeout)
 
-    def _judge(self, heard: bool, ended: bool, owners: Collection[str] | None) -> bool:
+    def _judge(self, heard: bool, ended: bool) -> bool:
         """Return whether to look, after a wait that *heard* something, or *ended* with the waiter's own time."""
         store = self._store
         if not heard and not ended:
@@ -255,13 +255,13 @@ class StoreWatch:
             if version == self._version:
                 return False
             self._version = version
-        self._recorded = None
+            self._recorded = None
         if heard:
             store.wakes.events += 1
-            while self._watch.names:
+            while self._watch.names:  # lock files were closed: the next wait probes their owners
                 with contextlib.suppress(KeyError):  # another thread's hub may add meanwhile
                     self._probed.discard(self._watch.names.pop().removesuffix(".lock"))
-            self._settle_dead(owners)
+                self._recorded = None
         return True
 
     def _settle_dead(self, owners: Collection[str] | None) -> bool:
