@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from liteerresult import AsyncResult, ResultStore
 from liteerresult.connection import CHECKPOINT_PAGES, WAL_LIMIT
 from liteerresult.grouprows import _VALUES
-from liteerresult.tasks import _FINISH, _READ
+from liteerresult.manyrows import execute_for_rows
+from liteerresult.tasks import _FINISH, _FINISH_MANY, _READ
 
 from .floors import BareTable, WalSync, frames_of
 from .harness import (
@@ -124,8 +125,18 @@ class Statements(NamedTuple):
 
     def many(self, rows: Sequence[tuple[Any, ...]]) -> None:
         self.connection.execute("BEGIN IMMEDIATE")
-        self.connection.executemany(self.sql, rows)
+        if "VALUES" in self.sql:
+            execute_for_rows(self.connection, self.sql, rows)
+        else:
+            self.connection.executemany(self.sql, rows)
         self.connection.execute("COMMIT")
+
+    def as_many(self) -> Statements:
+        """Return the same by the store's statement for many rows, if it is the store's."""
+        if self.sql == BareTable.UPDATE:
+            return self
+        rows = [(number, *row[1:3], row[4], number) for number, row in enumerate(self.rows, 1)]
+        return self._replace(sql=_FINISH_MANY, rows=rows)
 
 
 def statements(folder: Path, total: int, stack: contextlib.ExitStack) -> dict[str, Statements]:
@@ -245,7 +256,7 @@ def mark_many(settings: Settings) -> Ladder:
     total = rounds * many
     ladder = Ladder(f"{many:,} in one transaction, each")
     with settings.place() as folder, contextlib.ExitStack() as stack:
-        rungs = statements(folder, total, stack)
+        rungs = {label: rung.as_many() for label, rung in statements(folder, total, stack).items()}
         for label, rung in rungs.items():
             ladder.rung(label, _many(rung.many, rung.rows, many))
         path = shutil.copy(folder / "grouped.db", folder / "whole.db")
