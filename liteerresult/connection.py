@@ -135,7 +135,7 @@ class Database:
         self._line: deque[Statement] = deque()
         self._batch: Batch | None = None
         """What the thread that has the turn commits just now for others too."""
-        self._sync_turn = threading.Lock()
+        self._sync_turn = threading.RLock()  # a signal handler may write, too
         self._synced = 0
         self._lock_fd = -1
         self._wal_fd = -1
@@ -355,12 +355,15 @@ class Database:
                 _inside.add(ident)
                 if _gate.is_shut:
                     _gate.wait(ident)
+            elif self._turn._is_owned():  # type: ignore[attr-defined]
+                raise self._nested()
             connection = self.connection()
             try:
                 self._begin_turn(connection)
                 connection.execute("BEGIN IMMEDIATE")
                 value = operation(connection)
                 connection.execute("COMMIT")
+                self._commits += 1
                 self._end_turn()
             except BaseException:
                 self._recover(connection)
@@ -368,6 +371,7 @@ class Database:
             if durable:
                 self._sync()
                 self.ring(task_ids)
+            self._check_wal()
         except sqlite3.Error as exc:
             raise self.mapped(exc, time.monotonic() - started) from exc
         finally:
@@ -399,30 +403,38 @@ class Database:
                 _inside.add(ident)
                 if _gate.is_shut:
                     _gate.wait(ident)
+            elif self._turn._is_owned():  # type: ignore[attr-defined]
+                raise self._nested()
             connection = self.connection()
             try:
                 self._check_turn(connection)
                 if not self._turn.acquire(blocking=False):
                     return self._stand_in_line(connection, Statement(sql, parameters, task_id))
-                fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+                self._queue()
                 if self._line:
                     return self._lead(connection, Statement(sql, parameters, task_id))
                 changed = connection.execute(sql, parameters).rowcount
                 if changed and not self._syncs:
                     self.ring((task_id,))
+                self._commits += 1
                 self._end_turn()
             except BaseException:
                 self._recover(connection)
                 raise
-            if changed and self._syncs:
-                self._sync()
-                self.ring((task_id,))
+            self._confirm(changed, task_id)
         except sqlite3.Error as exc:
             raise self.mapped(exc, time.monotonic() - started) from exc
         finally:
             if not inner:
                 _inside.discard(ident)
         return changed
+
+    def _confirm(self, changed: int, task_id: str) -> None:
+        """Make what a lone statement changed last, and wake who waits for it."""
+        if changed and self._syncs:
+            self._sync()
+            self.ring((task_id,))
+        self._check_wal()
 
     def sync(self, task_ids: Collection[str] | None = None) -> None:
         """
@@ -466,13 +478,20 @@ class Database:
                 self._sync_failed = True
                 msg = f"{self.path}: committed, but the disk did not confirm it ({exc})"
                 raise StoreError(msg, path=self.path) from exc
-            self._synced = reached
+            self._synced = max(self._synced, reached)
+
+    def _nested(self) -> StoreError:
+        msg = f"{self.path}: this thread is in a write already; let signal handlers and finalizers use another thread"
+        return StoreError(msg, path=self.path)
 
     def _unconfirmed(self) -> StoreError:
         msg = f"{self.path}: the disk did not confirm an earlier commit; see to it, then open the store anew"
         return StoreError(msg, path=self.path)
 
     def _check_wal(self) -> None:
+        if self._commits - self._checked < _WAL_CHECK_EVERY:
+            return
+        self._checked = self._commits
         size = os.fstat(self._wal_fd).st_size
         if size > self._warned_at:
             self._warned_at = 2 * size
@@ -487,30 +506,30 @@ class Database:
     # `try` whose handler finds out what is held; `_check_turn` does the same for what a second Ctrl-C left.
 
     def _check_turn(self, connection: sqlite3.Connection | None) -> None:
-        if self._sync_failed:
-            raise self._unconfirmed()
         if self._turn._is_owned():  # type: ignore[attr-defined]  # what Condition uses
             self._recover(connection)
 
     def _begin_turn(self, connection: sqlite3.Connection | None) -> None:
         self._check_turn(connection)
         self._turn.acquire()
+        self._queue()
+
+    def _queue(self) -> None:
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+        if self._sync_failed:
+            raise self._unconfirmed()
 
     def _end_turn(self) -> None:
-        self._commits += 1
         fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
         self._turn.release()
         if self._line:
             call_next(self._line)
-        if self._commits - self._checked >= _WAL_CHECK_EVERY:
-            self._checked = self._commits
-            self._check_wal()
 
     def _recover(self, connection: sqlite3.Connection | None) -> None:
         """Give back whatever this thread holds of a turn, and roll back what it left open."""
         if not self._turn._is_owned():  # type: ignore[attr-defined]
             return
+        self._commits += 1  # there may have been one: the next sync is not to be spared
         try:
             in_transaction = connection is not None and connection.in_transaction
             if self._batch is not None:
@@ -518,7 +537,6 @@ class Database:
             if connection is not None and in_transaction:
                 self._roll_back(connection)
         finally:
-            self._commits += 1  # there may have been one: the next sync is not to be spared
             batch, self._batch = self._batch, None
             try:
                 fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
@@ -527,6 +545,8 @@ class Database:
                     self._turn.release()
                 if batch is not None and batch.error is not None:
                     batch.end()
+                elif batch is not None:
+                    batch.wake()
                 call_next(self._line)
 
     def _roll_back(self, connection: sqlite3.Connection) -> None:
@@ -547,15 +567,22 @@ class Database:
     # Standing in line: see `groupcommit`
 
     def _stand_in_line(self, connection: sqlite3.Connection, statement: Statement) -> int:
-        if not self._line_up(statement):
-            return self._outcome(statement)
-        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
-        return self._lead(connection, statement)
+        try:
+            if not self._line_up(statement):
+                return self._outcome(statement)
+            self._queue()
+            return self._lead(connection, statement)
+        except BaseException:
+            statement.gone = True  # else the next leader would run it, long after its caller was told otherwise
+            raise
 
     def _lead(self, connection: sqlite3.Connection, statement: Statement) -> int:
         """Commit *statement* and all that stand in line, by the thread that has the turn."""
         batch = self._batch = Batch(those_waiting(self._line, statement))
         batch.commit(connection)
+        # No call between: who sees that it is committed must not find an older sync good enough.
+        self._commits += 1
+        batch.committed = True
         leave(self._line)
         self._batch = None
         try:
@@ -571,30 +598,28 @@ class Database:
             batch.wake()
             raise
         batch.end()
+        self._check_wal()
         return self._outcome(statement)
 
     def _line_up(self, statement: Statement) -> bool:
         """Wait until another thread has committed *statement*; or return True, with the turn, to do it here."""
         self._line.append(statement)
-        try:
-            while True:
-                batch = statement.batch
-                if batch is not None and (batch.ended or batch.error is not None):
-                    return False
-                if statement.waits and self._turn.acquire(blocking=False):
-                    if statement.waits:
-                        return True
-                    self._turn.release()
-                    call_next(self._line)
-                statement.park()
-                if batch is not None and batch.committed and not batch.ended and batch is statement.batch:
-                    # The sync takes long, or the leader was interrupted before it.
-                    self._sync()
-                    self.ring((statement.task_id,))
-                    return False
-        except BaseException:
-            statement.gone = True
-            raise
+        while True:
+            batch = statement.batch
+            if batch is not None and (batch.ended or batch.error is not None):
+                return False
+            if statement.waits and self._turn.acquire(blocking=False):
+                if statement.waits:
+                    return True
+                self._turn.release()
+                call_next(self._line)
+            statement.park()
+            batch = statement.batch
+            if batch is not None and batch.committed and not batch.ended:
+                # The sync takes long, or the leader was interrupted before it.
+                self._sync()
+                self.ring((statement.task_id,))
+                return False
 
     def _outcome(self, statement: Statement) -> int:
         error = statement.error or (statement.batch.error if statement.batch is not None else None)

@@ -73,7 +73,7 @@ class Batch:
     Attributes:
         statements: The leader's own is the first.
         committing: COMMIT has begun.
-        committed: It succeeded.
+        committed: It succeeded, and is counted.
         error: What failed for all of them.
         is_void: It was rolled back because its leader was interrupted; the statements wait again.
         ended: What was committed lasts, or `error` says why not.
@@ -111,7 +111,6 @@ class Batch:
                         raise
             self.committing = True
             connection.execute("COMMIT")
-            self.committed = True
         except sqlite3.Error as exc:
             self.error = exc
             raise

@@ -83,6 +83,36 @@ class TestCtrlC:
         store.create_task(task_id="a")
 
 
+@pytest.mark.parametrize("outer", ["transact", "execute"])
+def test_a_write_inside_a_write_is_refused_and_harms_nobody(
+    store: ResultStore, monkeypatch: pytest.MonkeyPatch, outer: str
+) -> None:
+    """A signal handler that writes, say: taking it for what an interruption left, it would undo the outer one."""
+    refused = []
+
+    def write(*_: object) -> None:
+        try:
+            store.mark_as_done("inner", 1)
+        except StoreError as exc:
+            refused.append(str(exc))
+
+    store.create_task(task_id="a")
+    if outer == "transact":
+        store._db.transact(lambda raw: [raw.execute("INSERT INTO tasks (id) VALUES ('b')"), write()])
+    else:
+        with monkeypatch.context() as context:
+            flock = fcntl.flock
+            context.setattr(connection.fcntl, "flock", lambda *args: [flock(*args), write()])
+            store.mark_as_done("a", 2)
+    assert refused
+    assert "in a write already" in refused[0]
+    assert lock_is_free(store)
+    assert store.exists("a" if outer == "execute" else "b")
+    assert not store.exists("inner")
+    write()
+    assert store.exists("inner")
+
+
 def test_a_fork_that_could_not_be_prepared_is_known_in_the_child(store: ResultStore) -> None:
     database = store._db
     try:
