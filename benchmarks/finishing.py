@@ -7,6 +7,7 @@ import itertools
 import random
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from liteerresult import AsyncResult, ResultStore
@@ -281,7 +282,8 @@ def writers(settings: Settings) -> Report:
             f"{size} writers, power-loss: slowest commit to SQLite FULL's", ratio(slowest[ours], slowest[bare]), 0.1
         ),
     ]
-    arms = [*rates.values(), *slowest.values(), *usual.values(), _floor(settings)]
+    threads = [_threads(settings, count, rounds, seconds) for count in (1, size)]
+    arms = [*rates.values(), *slowest.values(), *usual.values(), *threads, _floor(settings)]
     return Report(
         f"{size} processes, one commit a task",
         arms,
@@ -289,6 +291,30 @@ def writers(settings: Settings) -> Report:
         [],
         {} if settings.quick else _sweep(settings, rates, size),
     )
+
+
+def _threads(settings: Settings, size: int, rounds: int, seconds: float) -> Arm:
+    """Threads of one process, power-loss, one call a task: they commit together."""
+    arm = Arm(f"liteerresult, power-loss, {size} thread{'s' * (size > 1)} of one process", "commits/s")
+    share = int(seconds * 60_000 / size) + 2_000
+    for _ in range(rounds):
+        with settings.place() as folder:
+            path = str(folder / "file.db")
+            seed(path, range(size * share))
+            keep_writeback_out()
+            with ResultStore(path) as store, ThreadPoolExecutor(size) as pool:
+                begin = time.monotonic() + 0.1
+                finish = lambda index, store=store: store.mark_as_done(task_id(index), RESULT)  # noqa: E731
+                futures = [
+                    pool.submit(commit_for, finish, range(number * share, (number + 1) * share), begin, seconds)
+                    for number in range(size)
+                ]
+                answers = [future.result() for future in futures]
+            wanted = sum(map(len, answers))
+            check(max(map(len, answers)) < share, "a thread ran out of tasks: make its share larger")
+            check(count_done(path) == wanted, f"{wanted} tasks acknowledged, {count_done(path)} found")
+        arm.blocks.append([sum(len(answer) / max(seconds, sum(answer) / 1e6) for answer in answers)])
+    return arm
 
 
 def _floor(settings: Settings) -> Arm:
