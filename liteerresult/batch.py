@@ -204,7 +204,9 @@ def _take_over(
             # The trigger can't tell the same owner from one that was left in place.
             connection.execute(_TAKE_OVER, (owner, owner, task_id))
             todo.append((position, task_id, retries + 1))
-        elif status in (PENDING, RETRY) and held_by in (None, owner) and (store.path, task_id) not in _in_hand:
+        elif status in (PENDING, RETRY) and (
+            held_by is None or (held_by == owner and (store.path, task_id) not in _in_hand)
+        ):
             connection.execute(_TAKE_OVER, (owner, owner, task_id))
             todo.append((position, task_id, retries))
         # Anything else is in the hands of a process that lives, or of another Runner here: waited for, not run twice.

@@ -135,6 +135,10 @@ class StoreCore:
         """Run *operation* in a write transaction; what it did lasts and is heard of now, or once `flush` ran."""
         return self._db.transact(operation, task_ids=task_ids, durable=flush)
 
+    def read_quietly(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
+        """Run a query; for those parts of the package that write by `transact_quietly`."""
+        return self._db.read(sql, parameters)
+
     def flush(self) -> None:
         """Make every commit of this process so far last, then wake the waiters."""
         self._db.sync()

@@ -14,7 +14,7 @@ import re
 import threading
 from typing import TYPE_CHECKING
 
-from .marks import Marks, read_marks
+from .marks import Mark, Marks, read_marks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,9 +93,16 @@ class Owners:
                 self._marks = Marks(self._path(owner, MARKS_SUFFIX))
             return self._marks
 
-    def marks_of(self, owner: str) -> list[tuple[int, int]]:
-        """Return (row number, attempt) of the calls that an owner noted last."""
+    def marks_of(self, owner: str) -> list[Mark]:
+        """Return the calls that an owner noted last."""
         return read_marks(self._path(owner, MARKS_SUFFIX))
+
+    def marks_of_the_living(self) -> Iterator[tuple[str, Mark]]:
+        """Yield the calls that processes are making, each with its owner."""
+        for owner in list(self.names()):
+            for mark in self.marks_of(owner):
+                if owner == self.own or self.is_alive(owner):
+                    yield owner, mark
 
     def is_alive(self, owner: str) -> bool:
         """Tell whether *owner*'s process still holds its lock."""

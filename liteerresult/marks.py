@@ -11,11 +11,33 @@ from __future__ import annotations
 import os
 import struct
 import threading
+from binascii import crc32
+from typing import NamedTuple, Self
 
-__all__ = ["Marks", "read_marks"]
+__all__ = ["Mark", "Marks", "read_marks"]
 
-_SLOT = struct.Struct("<qq")  # a row's number, which is never 0, and the attempt
-_NOTHING = _SLOT.pack(0, 0)
+_SLOT = struct.Struct("<qII")  # a row's number, which is never 0; the attempt; the CRC-32 of the task's id
+_NOTHING = _SLOT.pack(0, 0, 0)
+
+
+class Mark(NamedTuple):
+    """
+    A call that is, or was, being made.
+
+    Attributes:
+        number: Of the task's row.
+        attempt: Which attempt it is.
+        check: CRC-32 of the task's id: another task may have got the number.
+    """
+
+    number: int
+    attempt: int
+    check: int
+
+    @classmethod
+    def of(cls, task_id: str, number: int, attempt: int) -> Self:
+        """Return the mark of a task's attempt."""
+        return cls(number, attempt, crc32(task_id.encode()))
 
 
 class Marks:
@@ -43,19 +65,14 @@ class Marks:
         with self._guard:
             self._taken.discard(slot)
 
-    def mark(self, slot: int, number: int, attempt: int) -> None:
+    def mark(self, slot: int, mark: Mark) -> None:
         """
-        Note that a call is being made.
-
-        Args:
-            slot: The caller's own.
-            number: Of the task's row.
-            attempt: Which attempt it is.
+        Note that a call is being made, in the caller's own *slot*.
 
         Raises:
             OSError: The disk is full, say.
         """
-        os.pwrite(self._fd, _SLOT.pack(number, attempt), slot * _SLOT.size)
+        os.pwrite(self._fd, _SLOT.pack(*mark), slot * _SLOT.size)
 
     def clear(self, slot: int) -> None:
         """Note that none is."""
@@ -68,12 +85,12 @@ class Marks:
             self._fd = -1
 
 
-def read_marks(path: str) -> list[tuple[int, int]]:
-    """Return (number, attempt) of the calls that a process was making; none if it has no such file."""
+def read_marks(path: str) -> list[Mark]:
+    """Return the calls that a process noted; none if it has no such file."""
     try:
         with open(path, "rb") as file:
             data = file.read()
     except OSError:
         return []
     data = data[: len(data) // _SLOT.size * _SLOT.size]
-    return [(number, attempt) for number, attempt in _SLOT.iter_unpack(data) if number]
+    return [Mark(*fields) for fields in _SLOT.iter_unpack(data) if fields[0]]

@@ -128,7 +128,7 @@ class Runner:
         else:
             msg = f"an executor, or a function that makes one, is needed; not {type(executor).__name__}"
             raise TypeError(msg)
-        self._home = Home(store.path, store.options, this_host())
+        self._home = Home(store.path, store.options, this_host(), os.getpid())
         lend(self._home, store)
         self._inbox: SimpleQueue[Any] = SimpleQueue()
         self._batches: deque[_Batch] = deque()
@@ -174,7 +174,7 @@ class Runner:
             shown_kwargs,
             self.store.parent_id_of(None),
         )
-        self._hand_in(function, plan, [(args, kwargs)], 0)
+        self._hand_in_or_drop(function, plan, [(args, kwargs)], 0)
         return AsyncResult(plan.todo[0][1], self.store)
 
     def map(
@@ -224,7 +224,7 @@ class Runner:
         name = name or call_name(function)
         plan = plan_group(self.store, group_id, name, unfold(function, calls), self.store.parent_id_of(None))
         assert plan.group is not None  # noqa: S101 - of a group
-        self._hand_in(function, plan, calls, retries)
+        self._hand_in_or_drop(function, plan, calls, retries)
         return plan.group
 
     def _check_open(self) -> None:
@@ -234,6 +234,13 @@ class Runner:
         if self.error is not None:
             msg = "the runner can't go on"
             raise RuntimeError(msg) from self.error
+
+    def _hand_in_or_drop(self, function: Callable[..., Any], plan: Plan, calls: list[Any], retries: int) -> None:
+        try:
+            self._hand_in(function, plan, calls, retries)
+        except BaseException:
+            self._drop(plan)
+            raise
 
     def _hand_in(self, function: Callable[..., Any], plan: Plan, calls: list[Any], retries: int) -> None:
         if not plan.todo:
@@ -251,6 +258,15 @@ class Runner:
             self._give_up(list(batch.waiting), error)
             self._check_open()
         self._inbox.put(batch)
+
+    def _drop(self, plan: Plan) -> None:
+        """Forget a batch that could not be handed in, by Ctrl-C perhaps; whoever maps it again makes its calls."""
+        ids = {task_id for _, task_id, _ in plan.todo}
+        with self._mutex:
+            over = {job for job in self._open if job.task_id in ids}
+            self._open -= over
+            self._all_ended.notify_all()
+        let_go(self.store, ids)
 
     # Closing
 

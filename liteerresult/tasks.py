@@ -14,6 +14,7 @@ from .core import StoreCore
 from .errors import EncodeError, TransitionError
 from .liveness import parse_owner
 from .manyrows import execute_for_rows
+from .marks import Mark
 from .results import AsyncResult, ResultBase
 from .serialization import encode_exception, format_traceback
 from .states import DONE, FAILURE, LOST, PENDING, RETRY, REVOKED, STARTED, check_custom
@@ -116,6 +117,8 @@ _RETRY = """
 
 _UPDATE_STATE_UNKNOWN = """
     INSERT INTO tasks (status, result, encoding, traceback, id, created_at) VALUES (?, ?, ?, ?, ?, ?)"""
+
+_WHOSE = "SELECT status, owner, number, retries FROM tasks WHERE id = ?"
 
 _RESUBMIT = """
     UPDATE tasks SET status = 'PENDING', retries = retries + 1, owner = NULL, submitter = NULL
@@ -566,20 +569,35 @@ class TaskVerbs(StoreCore):
         self._running()
         row = (REVOKED, None, None, None, self.clock.time(), task_id, None)
 
-        def operation(connection: sqlite3.Connection) -> str | None:
-            before = connection.execute("SELECT status, owner FROM tasks WHERE id = ?", (task_id,)).fetchone()
+        def operation(connection: sqlite3.Connection) -> tuple[str | None, Mark | None]:
+            before = connection.execute(_WHOSE, (task_id,)).fetchone()
             self._finish_row(connection, row)
-            # Until it is begun its owner is who submitted it, and does much else besides.
-            return None if before is None or before[0] in (PENDING, RETRY, LOST) else before[1]
+            if before is None:
+                return None, None
+            status, its_owner, number, attempt = before
+            if status in (PENDING, RETRY):  # its owner is who submitted it, and does much else besides
+                return None, Mark.of(task_id, number, attempt)
+            return None if status == LOST else its_owner, None
 
         try:
-            owner = self._write(operation, (task_id,))
+            owner, mark = self._write(operation, (task_id,))
         except TransitionError:
             return False
         self._note_report(task_id)
-        if terminate and owner is not None and owner != self._owners.own:
-            send_to_owner(owner, number, self._owners.is_alive)
+        if terminate:
+            self._terminate(owner, mark, number)
         return True
+
+    def _terminate(self, owner: str | None, mark: Mark | None, number: signals.Signals) -> None:
+        """Signal who runs a task, or has noted that it makes the call *mark* and not recorded that yet."""
+        if mark is not None:
+            owner = next((other for other, its_mark in self._owners.marks_of_the_living() if its_mark == mark), None)
+
+        def is_at_it(owner: str) -> bool:
+            return self._owners.is_alive(owner) and (mark is None or mark in self._owners.marks_of(owner))
+
+        if owner is not None and owner != self._owners.own:
+            send_to_owner(owner, number, is_at_it)
 
     def forget(self, task_id: str) -> None:
         """Delete a task's row; nothing happens if there is none. Its groups keep the id and wait for it anew."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .grouprows import GroupVerbs
 from .liveness import parse_owner
+from .marks import Mark
 
 if TYPE_CHECKING:
     import sqlite3
@@ -24,10 +25,22 @@ _ERROR = f"""json_object(
             'task_id', id, 'pid', :pid, 'host', :host, 'since', coalesce(started_at, created_at),
             'started', json(iif(started_at IS NULL, 'false', 'true'))))"""
 
-# The call it was making, which would have been recorded as begun some milliseconds later.
-_WAS_MAKING = """
+_ID_OF = "SELECT id FROM tasks WHERE number = ?"
+
+# A call that is noted, and not yet on record as begun.
+_NOTED = """
     UPDATE tasks SET status = 'STARTED', owner = ?
     WHERE number = ? AND retries = ? AND status IN ('PENDING', 'RETRY') AND submitter IS NOT NULL"""
+
+_NOTED_FOR_IT = f"{_NOTED} AND owner = ?"
+
+# The same if somebody else has given it a state meanwhile.
+_NOTED_AND_REPORTED = f"""
+    UPDATE tasks SET status = 'LOST', encoding = 'json', traceback = NULL, result = {_ERROR}
+    WHERE number = :number AND retries = :attempt AND done_number IS NULL AND owner = submitter AND owner <> :owner
+      AND status NOT IN ('PENDING', 'RETRY') AND status NOT IN ('STARTED', 'LOST')
+      AND submitter IN (SELECT id FROM owners)
+    RETURNING id"""  # noqa: S608 - constants
 
 # What the dead owner ran for another process, which may want to try again.
 _GIVE_BACK = f"""
@@ -84,13 +97,21 @@ class Upkeep(GroupVerbs):
             "worker": f"process {pid} on {host}",
         }  # fmt: skip
 
-        marks = [(owner, *mark) for mark in self._owners.marks_of(owner)]
+        noted = self._owners.marks_of(owner)
 
         def operation(connection: sqlite3.Connection) -> list[str]:
+            # What others are making is not to be taken for never begun if it is their submitter that died.
+            for other, mark in self._owners.marks_of_the_living():
+                if other != owner and _is_of(connection, mark):
+                    connection.execute(_NOTED_FOR_IT, (other, mark.number, mark.attempt, owner))
+            lost: list[str] = []
             if connection.execute("SELECT 1 FROM owners WHERE id = ?", (owner,)).fetchone():  # not settled yet
-                connection.executemany(_WAS_MAKING, marks)
-            lost = [row[0] for row in connection.execute(_GIVE_BACK, fields).fetchall()]
-            lost += [row[0] for row in connection.execute(_FAIL, fields).fetchall()]
+                for mark in noted:
+                    if _is_of(connection, mark):
+                        connection.execute(_NOTED, (owner, mark.number, mark.attempt))
+                        lost += _ids(connection.execute(_NOTED_AND_REPORTED, {**fields, **mark._asdict()}))
+            lost += _ids(connection.execute(_GIVE_BACK, fields))
+            lost += _ids(connection.execute(_FAIL, fields))
             connection.execute(_FORGET_OWNER, (owner,))
             return lost
 
@@ -153,3 +174,13 @@ class Upkeep(GroupVerbs):
             return connection.execute(_OLD_TASKS, (limit,)).rowcount
 
         return self._write(operation)
+
+
+def _is_of(connection: sqlite3.Connection, mark: Mark) -> bool:
+    """Tell whether the row is the one that was noted, or another task has got its number."""
+    found = connection.execute(_ID_OF, (mark.number,)).fetchone()
+    return found is not None and Mark.of(found[0], mark.number, mark.attempt) == mark
+
+
+def _ids(cursor: sqlite3.Cursor) -> list[str]:
+    return [row[0] for row in cursor.fetchall()]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import threading
 import time
 import weakref
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from .errors import EncodeError, StoreError
+from .errors import EncodeError
+from .marks import Mark
 from .serialization import encode_exception, format_traceback
 from .states import DONE, FAILURE
 from .tasks import Running, current_task
@@ -27,6 +28,9 @@ __all__ = ["Call", "ChunkReport", "Home", "run_chunk", "this_host"]
 FLUSH_EVERY = 0.002
 """Between two calls, what ended is recorded if the last record is this many seconds old."""
 
+LOOK_AHEAD = 64
+"""So many calls are looked at together, to see whether they may be made."""
+
 _BEGIN = """
     UPDATE tasks SET status = 'STARTED', owner = ?, started_at = ?, result = NULL, encoding = NULL, traceback = NULL
     WHERE id = ? AND retries = ? AND status IN ('PENDING', 'RETRY')"""
@@ -34,8 +38,6 @@ _BEGIN = """
 _LOOK = """
     SELECT id, number, retries FROM tasks
     WHERE id IN (SELECT value FROM json_each(?)) AND status IN ('PENDING', 'RETRY')"""
-
-_MAY_BEGIN = "SELECT 1 FROM tasks WHERE number = ? AND id = ? AND retries = ? AND status IN ('PENDING', 'RETRY')"
 
 _FINISH = """
     UPDATE tasks SET status = ?, result = ?, encoding = ?, traceback = ?, done_at = ?,
@@ -45,7 +47,7 @@ _FINISH = """
 # Of a call that was over before its beginning was recorded.
 _FINISH_AT_ONCE = """
     UPDATE tasks SET status = 'DONE', result = ?, encoding = ?, traceback = NULL,
-        owner = ?, started_at = ?, done_at = ?,
+        owner = iif(status IN ('PENDING', 'RETRY'), ?, owner), started_at = ?, done_at = ?,
         done_number = (SELECT done_number FROM next_completion)
     WHERE number = ? AND id = ? AND retries = ? AND done_number IS NULL"""
 
@@ -99,14 +101,16 @@ class Home(NamedTuple):
         path: The database file.
         options: The store's options, to open it with.
         host: Identifies the running system: see `this_host`.
+        pid: The submitter's process.
     """
 
     path: str
     options: tuple[Any, ...]
     host: str
+    pid: int = 0
 
 
-@functools.cache
+@cache
 def this_host() -> str:
     """Identify the running system: file events and locks reach no further than its kernel."""
     try:
@@ -125,8 +129,7 @@ def run_chunk(home: Home, function: Callable[..., Any], calls: list[Call]) -> Ch
         outcomes = [_outcome(function, call) for call in calls]
         return ChunkReport([], time.perf_counter() - started, outcomes)
     again, skipped = [], []
-    store, is_lent = _store_at(home)
-    with _Recorder(store, calls, notes=not is_lent) as recorder:
+    with _Recorder(_store_at(home), calls, notes=home.pid != os.getpid()) as recorder:
         for position, call in enumerate(calls):
             if not recorder.begin(call):
                 skipped.append(position)
@@ -146,17 +149,17 @@ def lend(home: Home, store: ResultStore) -> None:
 _stores: dict[tuple[Any, ...], ResultStore] = {}
 
 
-def _store_at(home: Home) -> tuple[ResultStore, bool]:
-    """Return the store, kept open from one chunk to the next, and whether it is the submitter's."""
+def _store_at(home: Home) -> ResultStore:
+    """Return the store, kept open from one chunk to the next."""
     from .store import open_store
 
     store = _lent.get((os.getpid(), home))
     if store is not None and not store.closed:
-        return store, True
+        return store
     store = _stores.get(home)
     if store is None or store.closed:
         store = _stores[home] = open_store(home.path, *home.options)
-    return store, False
+    return store
 
 
 def _outcome(function: Callable[..., Any], call: Call) -> tuple[bool, Any]:
@@ -169,15 +172,18 @@ def _outcome(function: Callable[..., Any], call: Call) -> tuple[bool, Any]:
 class _Flusher:
     """A thread that records, for a call that takes long, that it has begun, and what ended before it."""
 
-    def __init__(self, store: ResultStore) -> None:
-        self._store = weakref.ref(store)
+    def __init__(self) -> None:
         self._wanted = threading.Event()
-        self._recorders: weakref.WeakSet[_Recorder] = weakref.WeakSet()
+        self._recorders: set[_Recorder] = set()
         threading.Thread(target=self._run, name="liteerresult-flusher", daemon=True).start()
 
     def add(self, recorder: _Recorder) -> None:
         """Look after a recorder from now on."""
         self._recorders.add(recorder)
+
+    def remove(self, recorder: _Recorder) -> None:
+        """Look after it no more."""
+        self._recorders.discard(recorder)
 
     def later(self) -> None:
         """Look at all recorders in `FLUSH_EVERY` seconds."""
@@ -189,28 +195,27 @@ class _Flusher:
             self._wanted.wait()
             time.sleep(FLUSH_EVERY)
             self._wanted.clear()
-            store = self._store()
-            if store is None or store.closed:
-                return
-            del store
-            for recorder in list(self._recorders):
-                with contextlib.suppress(StoreError):  # the recorder meets it too, and can tell somebody
+            for recorder in tuple(self._recorders):  # one step: others add meanwhile
+                with contextlib.suppress(Exception):  # the recorder meets it too, and can tell somebody
                     if not recorder.publish(late=True):
                         self._wanted.set()
             recorder = None  # type: ignore[assignment]  # else it would live until the next one
 
 
-_flushers: weakref.WeakKeyDictionary[ResultStore, _Flusher] = weakref.WeakKeyDictionary()
+_flushers: list[_Flusher] = []
+_guard = threading.Lock()
 
 
-def _flusher_of(store: ResultStore) -> _Flusher:
-    flusher = _flushers.get(store)
-    if flusher is None:
-        flusher = _flushers[store] = _Flusher(store)
-    return flusher
+def _the_flusher() -> _Flusher:
+    with _guard:
+        if not _flushers:
+            _flushers.append(_Flusher())
+        return _flushers[0]
 
 
 def _after_fork_in_child() -> None:
+    global _guard  # noqa: PLW0603 - another thread of the parent may have held it
+    _guard = threading.Lock()
     _flushers.clear()  # the parent's threads are not here
 
 
@@ -253,6 +258,10 @@ class _Making(NamedTuple):
     begin: _Statement
 
 
+def _rows(connection: sqlite3.Connection, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
+    return connection.execute(sql, parameters).fetchall()
+
+
 class _Recorder:
     """
     Writes what becomes of a chunk's calls.
@@ -270,15 +279,19 @@ class _Recorder:
         self._owner = store.own_owner()
         self._calls = calls
         self._mutex = threading.Lock()  # the flusher has its own thread
+        self._position = 0
+        """Of the call that is next."""
         self._numbers: dict[str, int] | None = None
-        """Row numbers of the calls that may be made, by task id; None before the first has begun."""
+        """Row numbers of the next calls that may be made, by task id; None before the first has begun."""
+        self._looked_at = 0
+        """Up to which position they were looked at."""
         self._reaped = False
         self._making: _Making | None = None
         self._is_on_record = False
         self._ended: list[_Ended] = []
         self._is_urgent = False
         self._recorded_at = 0.0
-        self._flusher = _flusher_of(store)
+        self._flusher = _the_flusher()
         # A thread of the submitter's has none: their deaths are one, and leave nobody who could try again.
         self._marks = store.own_marks() if notes and len(calls) > 1 else None
         self._slot = -1
@@ -295,25 +308,31 @@ class _Recorder:
             with self._mutex:
                 self._making = None
                 if self._ended:
-                    self._record(None)
-            if self._marks is not None:
-                self._marks.clear(self._slot)
+                    self._record(look=False)
         finally:
+            self._flusher.remove(self)
             if self._marks is not None:
-                self._marks.give_back(self._slot)
+                try:
+                    self._marks.clear(self._slot)
+                finally:
+                    self._marks.give_back(self._slot)
 
     def begin(self, call: Call) -> bool:
         """Note that *call* begins; False if it is not to be made (any more)."""
         with self._mutex:
+            self._position += 1
             if self._numbers is None:
                 return self._begin_first(call)
-            if self._is_urgent or (self._ended and time.monotonic() - self._recorded_at >= FLUSH_EVERY):
-                self._record(call)
+            is_due = self._ended and time.monotonic() - self._recorded_at >= FLUSH_EVERY
+            if self._is_urgent or is_due:
+                self._record(look=True)
+            elif self._position > self._looked_at:
+                self._numbers = self._look(self._store.read_quietly, LOOK_AHEAD)
             number = self._numbers.get(call.task_id)
             if number is None:
                 return False
             if self._marks is not None:
-                self._marks.mark(self._slot, number, call.attempt)
+                self._marks.mark(self._slot, Mark.of(call.task_id, number, call.attempt))
             now = self._store.clock.time()
             self._making = _Making(call, number, now, self._beginning(call, now))
             self._is_on_record = False
@@ -326,10 +345,11 @@ class _Recorder:
     def _begin_first(self, call: Call) -> bool:
         store, now = self._store, self._store.clock.time()
         begin = self._beginning(call, now)
+        ahead = LOOK_AHEAD if len(self._calls) > 1 else 0
 
         def operation(connection: sqlite3.Connection) -> dict[str, int] | None:
             store.register_owner(connection)
-            return self._look(connection) if connection.execute(*begin).rowcount else None
+            return self._look(partial(_rows, connection), ahead) if connection.execute(*begin).rowcount else None
 
         self._numbers = store.transact_quietly(operation, flush=False)
         if self._numbers is None:
@@ -342,9 +362,14 @@ class _Recorder:
         self._recorded_at = time.monotonic()
         return True
 
-    def _look(self, connection: sqlite3.Connection) -> dict[str, int]:
-        attempts = {call.task_id: call.attempt for call in self._calls}
-        rows = connection.execute(_LOOK, (json.dumps(list(attempts)),)).fetchall() if len(attempts) > 1 else ()
+    def _look(self, read: Callable[[str, tuple[Any, ...]], list[Any]], ahead: int) -> dict[str, int]:
+        """Find out which of the next calls may be made, the present one among them."""
+        calls = self._calls[self._position - 1 : self._position - 1 + ahead]
+        self._looked_at = self._position - 1 + len(calls)
+        if not calls:
+            return {}
+        attempts = {call.task_id: call.attempt for call in calls}
+        rows = read(_LOOK, (json.dumps(list(attempts)),))
         return {task_id: number for task_id, number, attempt in rows if attempts[task_id] == attempt}
 
     def run(self, function: Callable[..., Any], call: Call) -> bool:
@@ -383,17 +408,14 @@ class _Recorder:
             self._ended.append(_Ended(call.task_id, None, (_Statement(_FINISH_AT_ONCE, row),)))
         self._is_urgent = self._is_on_record
 
-    def _record(self, following: Call | None) -> None:
-        """Record what ended, and see whether *following* may still be made. With the mutex held."""
-        ended, numbers = self._ended, self._numbers
+    def _record(self, *, look: bool) -> None:
+        """Record what ended, and *look* which of the next calls may still be made. With the mutex held."""
+        ended = self._ended
 
-        def operation(connection: sqlite3.Connection) -> dict[str, int] | None:
+        def operation(connection: sqlite3.Connection) -> dict[str, int]:
             for end in ended:
                 end.record(connection)
-            if following is None or not numbers or following.task_id not in numbers:
-                return numbers
-            row = (numbers[following.task_id], following.task_id, following.attempt)
-            return numbers if connection.execute(_MAY_BEGIN, row).fetchone() else self._look(connection)
+            return self._look(partial(_rows, connection), LOOK_AHEAD) if look else {}
 
         self._numbers = self._store.transact_quietly(operation, flush=True, task_ids=[end.task_id for end in ended])
         self._ended = []

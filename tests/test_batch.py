@@ -191,6 +191,18 @@ def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize("status", ["REVOKED", "FAILURE"])
+def test_what_another_runner_has_and_somebody_resubmitted(store: ResultStore, status: str) -> None:
+    """It has no owner then: that Runner's attempt is over, and nobody else would make the next."""
+    plan_group(store, "g", "f", calls(1, 2), None)
+    if status == "REVOKED":
+        store.revoke("g/1")
+    else:
+        store.mark_as_failure("g/1", "why")
+    store.resubmit("g/1")
+    assert plan_group(store, "g", "f", calls(1, 2), None).todo == [(1, "g/1", 1)]
+
+
 def test_what_a_resumed_run_takes_over(store: ResultStore) -> None:
     words = ["done", "failed", "revoked", "waiting", "retry", "running", "custom"]
     plan_group(store, "g", "f", calls(*words), None)

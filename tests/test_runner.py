@@ -18,6 +18,8 @@ from liteerresult import (
     Runner,
     TaskRevokedError,
     TransitionError,
+    batch,
+    runner as runner_module,
 )
 from tests.support import DEADLINE, eventually
 
@@ -866,3 +868,55 @@ def test_a_worker_that_lost_its_attempt_is_told(store: ResultStore) -> None:
         group = runner.map(work, [0], group_id="g")
     assert group[0].status == "PENDING", group[0].result
     assert refused == [TransitionError]
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["_Batch", "_Job"])
+def test_a_map_that_was_interrupted_and_another_of_the_same_group(
+    store: ResultStore, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Ctrl-C after the batch is recorded and before it is handed in; there are milliseconds for that in a large one."""
+    with threads(store) as runner:
+        with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):  # noqa: PT012 - made, then interrupted
+            context.setattr(runner_module, where, interrupt)
+            runner.map(abs, [-1, -2], group_id="g")
+        try:
+            assert runner.map(abs, [-1, -2], group_id="g").join(timeout=3) == [1, 2]
+        finally:
+            batch._in_hand.clear()
+
+
+class Interrupted:
+    """A queue that Ctrl-C comes before."""
+
+    put = staticmethod(interrupt)
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._queue, name)
+
+
+def test_a_map_that_was_interrupted_while_it_was_handed_in(store: ResultStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of the block does not wait for calls that nobody will make."""
+    runner = Runner(store, ThreadPoolExecutor(1))
+    assert runner.map(abs, [-3]).join(timeout=DEADLINE) == [3]
+    eventually(lambda: not runner._open)  # nothing else is put any more
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):  # noqa: PT012 - made, then interrupted
+        context.setattr(runner, "_inbox", Interrupted(runner._inbox))
+        runner.map(abs, [-1, -2])
+    closing = threading.Thread(target=runner.close, kwargs={"cancel": True}, daemon=True)
+    closing.start()
+    closing.join(3)
+    try:
+        assert not closing.is_alive()
+    finally:
+        with runner._mutex:
+            runner._open.clear()
+            runner._all_ended.notify_all()
+        closing.join(DEADLINE)
+        batch._in_hand.clear()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from liteerresult import Runner
 from liteerresult.store import open_store
 from tests.support import DEADLINE, eventually
 
@@ -19,12 +21,17 @@ __all__ = [
     "Opaque",
     "Rerunning",
     "appear",
+    "be_revoked_at_once",
     "break_at_start",
+    "die_after_a_state",
     "die_once",
     "die_or_wait",
     "double",
     "fail_then_die",
+    "fork_and_create",
     "hold",
+    "instant",
+    "keep_a_runner",
     "leave",
     "lines",
     "own_pid",
@@ -65,6 +72,12 @@ def double(x: Any) -> Any:
 
 def own_pid(_: int) -> int:
     return os.getpid()
+
+
+def instant(folder: str, x: int) -> int:
+    """Take microseconds, and leave word."""
+    note(f"{folder}/log", x)
+    return x * 2
 
 
 def slow_double(x: int) -> int:
@@ -141,6 +154,55 @@ def fail_then_die(folder: str, x: int, deadly: int) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         raise ValueError(f"first attempt of {x}")
     return x * 2
+
+
+def die_after_a_state(folder: str, path: str, x: int, deadly: int) -> int:
+    """Kill the worker just after a thread, which runs in no task's context, reported for one call."""
+    note(f"{folder}/log", x)
+    if x == deadly:
+        store = open_store(path, "process-crash")
+        thread = threading.Thread(target=store.update_state, args=(f"g/{x}", "PROGRESS", 1))
+        thread.start()
+        thread.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x * 2
+
+
+def fork_and_create(folder: str, path: str, x: int) -> int:
+    """Let a forked child use the store, every tenth time."""
+    note(f"{folder}/log", x)
+    if x % 10 == 5:
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                store = open_store(path, "process-crash")
+                store.exists("anything")  # opens a connection
+                commits = store._db._commits
+                store.get_task_meta(f"g/{x}")
+                code = int(store._db._commits != commits)  # it is not for the child to record that the call has begun
+                store.create_task(task_id=f"child-{x}")
+            finally:
+                os._exit(code)
+        if os.waitpid(pid, 0)[1] != 0:
+            raise ChildProcessError(x)
+    return x * 2
+
+
+def be_revoked_at_once(folder: str, x: int, long: int) -> int:
+    """Say that one call has begun, and let it take all day."""
+    if x == long:
+        Path(f"{folder}/begun").touch()
+        time.sleep(DEADLINE)  # until the signal
+    return x * 2
+
+
+_kept: list[Runner] = []
+
+
+def keep_a_runner(path: str) -> None:
+    """Initialize a worker that submits calls of its own, to threads."""
+    _kept.append(Runner(open_store(path, "process-crash"), ThreadPoolExecutor(1)))
 
 
 def report_late(folder: str, path: str, task_id: str) -> str:
