@@ -135,7 +135,8 @@ def arrivals(
         meta
         for start in range(0, total, READ_AT_ONCE)
         for meta in backend.get_many(task_ids[start : start + READ_AT_ONCE])
-        if meta.ready
+        # What is completed between two of these reads comes later, in its order.
+        if meta.ready and (meta.done_number or 0) <= number
     ]
     finished.sort(key=lambda meta: meta.done_number or 0)
     for meta in finished:

@@ -24,7 +24,7 @@ import pytest
 import liteerresult
 from liteerresult import AsyncResult, GroupResult, ResultSet, ResultStore, WorkerLostError, bell, connection
 from liteerresult.liveness import Owners
-from liteerresult.waiting import Deadline
+from liteerresult.waiting import READ_AT_ONCE, Deadline
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -329,6 +329,26 @@ def test_an_exception_in_on_interval_hands_over(store: ResultStore) -> None:
             first.result()
         store.mark_as_done("a", 1)
         assert second.result() == 1
+
+
+def test_what_is_completed_while_the_members_are_read_keeps_its_order(
+    store: ResultStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last member is read after it was completed, one of the first before it was."""
+    ids = [f"t{number}" for number in range(READ_AT_ONCE + 1)]
+    read = store.get_many
+
+    def and_go_on(asked: list[str]) -> list[Any]:
+        found = read(asked)
+        if len(asked) == READ_AT_ONCE:
+            for task_id in ("t1", ids[-1]):
+                store.mark_as_done(task_id, task_id)
+        return found
+
+    store.mark_as_done("t7", "t7")
+    monkeypatch.setattr(store, "get_many", and_go_on)
+    stream = store.create_group(ids).iterate(timeout=LIMIT)
+    assert [next(stream) for _ in range(3)] == ["t7", "t1", ids[-1]]
 
 
 def test_joins_and_iterations_in_threads(store: ResultStore) -> None:
