@@ -20,7 +20,17 @@ if TYPE_CHECKING:
 
     from .store import ResultStore
 
-__all__ = ["Plan", "decide_lost", "let_go", "plan_group", "plan_task", "revoke_all", "revoke_waiting", "take"]
+__all__ = [
+    "Plan",
+    "decide_lost",
+    "let_go",
+    "plan_group",
+    "plan_task",
+    "put_back",
+    "revoke_all",
+    "revoke_waiting",
+    "take",
+]
 
 _KNOWN = """
     SELECT m.task_id, m.child_id, t.status, t.retries, t.owner, t.fingerprint
@@ -50,6 +60,12 @@ _REVOKE = """
     UPDATE tasks SET status = 'REVOKED', result = NULL, encoding = NULL, traceback = NULL, done_at = ?,
         done_number = (SELECT done_number FROM next_completion)
     WHERE id = ? AND done_number IS NULL"""
+
+# To PENDING nothing goes back that has had a state.
+_PUT_BACK = """
+    UPDATE tasks SET status = 'RETRY', result = NULL, encoding = NULL
+    WHERE id = ? AND retries = ? AND owner = ? AND done_number IS NULL
+      AND status NOT IN ('PENDING', 'RETRY') AND status NOT IN ('STARTED', 'LOST')"""
 
 _TRY_AGAIN = "UPDATE tasks SET status = 'RETRY', owner = submitter WHERE id = ? AND status = 'LOST' AND retries = ?"
 
@@ -227,6 +243,16 @@ def _check_same(group_id: str, name: str, rows: list[Any], prints: list[tuple[st
                 f"{args}, which is not what task {row[0] or row[1]!r} was; {advice}"
             )
             raise ValueError(msg)
+
+
+def put_back(store: ResultStore, calls: list[tuple[str, int]]) -> set[str]:
+    """Let calls of this process that have a custom state wait for their next attempt; return their ids."""
+    owner = store.own_owner()
+
+    def operation(connection: sqlite3.Connection) -> set[str]:
+        return {call[0] for call in calls if connection.execute(_PUT_BACK, (*call, owner)).rowcount}
+
+    return store.transact_quietly(operation, flush=True)
 
 
 def decide_lost(store: ResultStore, again: list[tuple[str, int]], given_up: list[tuple[str, int]]) -> None:

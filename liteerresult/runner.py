@@ -18,7 +18,7 @@ from signal import SIGTERM
 from typing import TYPE_CHECKING, Any, Self
 
 from .backend import check_id
-from .batch import Plan, decide_lost, let_go, plan_group, plan_task, revoke_all, revoke_waiting
+from .batch import Plan, decide_lost, let_go, plan_group, plan_task, put_back, revoke_all, revoke_waiting
 from .errors import EncodeError, TransitionError
 from .fingerprints import call_name, unfold
 from .liveness import parse_owner
@@ -379,10 +379,11 @@ class Runner:
             self._fruitless = 0
             skipped = [jobs[position] for position in report.skipped]
             lost = self._lost_among(skipped) if skipped else []
+            stuck = self._stuck_among(skipped) if skipped else []
             for position in report.again:
                 jobs[position].advance()
-            self._again(batch, [jobs[position] for position in report.again])
-            again = {*(jobs[position] for position in report.again), *lost}
+            self._again(batch, [jobs[position] for position in report.again] + stuck)
+            again = {*(jobs[position] for position in report.again), *lost, *stuck}
             if lost:
                 self._after_break(batch, lost, BrokenExecutor("a worker died"), {})
             self._count_down([job for job in jobs if job not in again])
@@ -402,6 +403,15 @@ class Runner:
         return [
             job for job, meta in zip(jobs, metas, strict=True) if meta.status == LOST and meta.retries == job.attempt
         ]
+
+    def _stuck_among(self, jobs: list[_Job]) -> list[_Job]:
+        """Return those that somebody gave a custom state while they waited: no worker begins with such a one."""
+        store = self.store
+        waiting = put_back(store, [(job.task_id, job.attempt) for job in jobs if not store.has_begun(job.task_id)])
+        stuck = [job for job in jobs if job.task_id in waiting]
+        for job in stuck:
+            job.attempt += 1
+        return stuck
 
     def _count_down(self, ended: Iterable[_Job]) -> None:
         with self._mutex:

@@ -153,6 +153,10 @@ class TaskVerbs(StoreCore):
             return running.attempt
         return self._attempts.get(task_id)
 
+    def has_begun(self, task_id: str) -> bool:
+        """Tell whether this store object has begun the task, outside of a batch."""
+        return task_id in self._attempts
+
     def _running(self) -> Running | None:
         """Return the task of this store that this context runs, which from now on is known to have begun."""
         running = current_task.get()

@@ -450,6 +450,23 @@ def test_one_runner_twice_makes_each_call_once(store: ResultStore) -> None:
 # Revoked
 
 
+def test_a_custom_state_of_a_call_that_waits(store: ResultStore) -> None:
+    """No worker begins with it as it is, and a join would wait for ever."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def call(x: int) -> int:
+        begun.set()
+        assert go_on.wait(DEADLINE)
+        return x
+
+    with threads(store) as runner:
+        group = runner.map(call, range(40))
+        assert begun.wait(DEADLINE)
+        store.update_state(group[35].id, "QUEUED", {"place": 1})
+        go_on.set()
+        assert group.join(timeout=DEADLINE) == list(range(40))
+
+
 def test_what_is_revoked_before_it_begins_is_not_run(store: ResultStore) -> None:
     counting = Counting()
     with Runner(store, held := Held()) as runner:
