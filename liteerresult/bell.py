@@ -431,7 +431,7 @@ class Bell:
             os.mkdir(path + _SHARDS)
         self._fds = {_EVERYBODY: open_file(_EVERYBODY)}
         everybody = path + _EVERYBODY
-        self._paths = (everybody, path + _SHARDS, folder)
+        self._folders = (path + _SHARDS, folder)
         self._channels: tuple[tuple[str, int], ...] = ()
         if sys.platform == "linux":
             # Imported here rather than when first needed: a fork in the midst of an import blocks the child.
@@ -460,7 +460,7 @@ class Bell:
             return (_EVERYBODY,)
         if len(task_ids) == 1:
             (task_id,) = task_ids
-            return (_NAMES[binascii.crc32(task_id.encode()) % SHARDS],)
+            return (shard_of(task_id),)
         names = {shard_of(task_id) for task_id in task_ids}
         return names if len(names) <= SHARDS_AT_MOST else (_EVERYBODY,)
 
@@ -497,7 +497,7 @@ class Bell:
         for fd in fds.values():
             os.close(fd)
         if _hub is not None and _hub.fd is not None:
-            _hub.forget((*self._paths, *(self._path + name for name in fds)))
+            _hub.forget((*self._folders, *(self._path + name for name in fds)))
 
 
 _EVERYBODY = "-bell"

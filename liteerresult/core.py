@@ -139,9 +139,9 @@ class StoreCore:
         """Run a query; for those parts of the package that write by `transact_quietly`."""
         return self._db.read(sql, parameters)
 
-    def flush(self) -> None:
-        """Make every commit of this process so far last, then wake the waiters."""
-        self._db.sync()
+    def flush(self, task_ids: Collection[str] | None = None) -> None:
+        """Make every commit of this process so far last, then wake the waiters of *task_ids*; all if None."""
+        self._db.sync(task_ids)
 
     def encode_value(self, value: object) -> tuple[str | bytes, str]:
         """Return a value's payload and how it is encoded."""

@@ -249,11 +249,12 @@ class Runner:
             function, (_Job(task_id, attempt, retries, *calls[position]) for position, task_id, attempt in plan.todo)
         )
         with self._mutex:
-            self._open.update(batch.waiting)  # from here on `_count_down` lets go of them
             error = self.error
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._dispatch, name="liteerresult-runner", daemon=True)
-                self._thread.start()
+            if error is None:
+                self._open.update(batch.waiting)  # from here on `_count_down` lets go of them
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._dispatch, name="liteerresult-runner", daemon=True)
+                    self._thread.start()
         if error is not None:
             self._give_up(list(batch.waiting), error)
             self._check_open()

@@ -117,7 +117,7 @@ class Upkeep(GroupVerbs):
 
         lost = self.transact_quietly(operation, flush=False)
         if lost:
-            self.flush()
+            self.flush(lost)
         self._owners.discard(owner)
         return lost
 

@@ -745,6 +745,19 @@ def test_an_executor_that_refuses_a_call(store: ResultStore, good: int) -> None:
     assert isinstance(runner.error, OSError)
 
 
+def test_calls_that_were_not_taken_are_let_go_of_once(store: ResultStore) -> None:
+    """Letting go twice would take them out of the hands of another Runner."""
+    plan = batch.plan_group(store, "g", "f", [((1,), {}), ((2,), {})], None)
+    batch.take(store, ["g/0"])
+    with threads(store) as runner:
+        runner.error = ValueError("of its thread, since it was asked")
+        with pytest.raises(RuntimeError, match="can't go on"):
+            runner._hand_in_or_drop(abs, plan, [((1,), {}), ((2,), {})], 0)
+        assert batch._in_hand == {(store.path, "g/0"): 1}
+        runner.error = None
+    batch.let_go(store, ["g/0"])
+
+
 def test_a_runner_whose_thread_ended_takes_no_calls(store: ResultStore) -> None:
     class Refusing(Executor):
         def submit(self, *_: Any, **__: Any) -> Future[Any]:
