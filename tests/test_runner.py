@@ -753,7 +753,8 @@ def test_calls_that_were_not_taken_are_let_go_of_once(store: ResultStore) -> Non
         runner.error = ValueError("of its thread, since it was asked")
         with pytest.raises(RuntimeError, match="can't go on"):
             runner._hand_in_or_drop(abs, plan, [((1,), {}), ((2,), {})], 0)
-        assert batch._in_hand == {(store.path, "g/0"): 1}
+        in_hand = {task_id: times for (path, task_id), times in batch._in_hand.items() if path == store.path}
+        assert in_hand == {"g/0": 1}
         runner.error = None
     batch.let_go(store, ["g/0"])
 
